@@ -1,0 +1,360 @@
+"""Request and response of every operation, as plain structs.
+
+They are the schema: REST decodes its bodies straight into them (unknown fields and wrong types are refused by
+name), the OpenAPI page is generated from them, and gRPC projects its protobuf messages onto them field by field.
+Times are `datetime` in UTC: RFC 3339 in JSON, epoch milliseconds on the gRPC wire.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+PageLimit = Annotated[int, Meta(ge=1, le=1000, description="Entries a page.")]
+Metadata = dict[str, str]
+Format = Literal["python_source", "elixir_source", "external_binary"]
+
+NO_ARGUMENTS = Raw(b"")
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Request(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a caller sends."""
+
+
+class Response(Struct, kw_only=True, omit_defaults=False):
+    """What a caller is answered."""
+
+
+class Diagnostic(Response, kw_only=True):
+    """Where source is wrong. `line` and `column` count from 1; 0 where the place is unknown."""
+
+    line: int = 0
+    column: int = 0
+    message: str
+    text: str = ""
+
+
+# -- services ----------------------------------------------------------------------------------------------------
+
+
+class ServiceLimits(Request, kw_only=True):
+    """Limits of one service; a field left out takes the tenant's, then the kernel's."""
+
+    max_restarts: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    max_seconds: Annotated[int, Meta(ge=1, le=86_400)] | None = None
+    startup_timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] | None = None
+    shutdown_timeout_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
+    mailbox_limit: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+
+
+class DeployRequest(Request, kw_only=True):
+    service_id: str
+    code: str
+    format: Format = "python_source"
+    replace: bool = False
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
+    metadata: Metadata = field(default_factory=dict)
+    filename: str = ""
+
+
+class DeployResponse(Response, kw_only=True):
+    service_id: str
+    status: Literal["deployed"] = "deployed"
+    message: str
+    timestamp: datetime = field(default_factory=now)
+    version: int
+
+
+class StatusRequest(Request, kw_only=True):
+    service_id: str
+
+
+class EventView(Response, kw_only=True):
+    """One event. `subject` is the service id where there is one; `payload` is JSON."""
+
+    id: int
+    timestamp: datetime
+    event_type: str
+    subject: str
+    payload: Raw
+    causation_id: int = 0
+
+
+class Figures(Response, kw_only=True):
+    """memory_bytes: resident set. message_queue_len: mailbox length. reductions: CPU time used, microseconds."""
+
+    memory_bytes: int = 0
+    message_queue_len: int = 0
+    reductions: int = 0
+    labels: Metadata = field(default_factory=dict)
+
+
+ServiceState = Literal["starting", "running", "restarting", "gave_up"]
+
+
+class ServiceEntry(Response, kw_only=True):
+    service_id: str
+    status: ServiceState
+    alive: bool
+    created_at: datetime
+    metadata: Figures
+
+
+class StatusResponse(ServiceEntry, kw_only=True):
+    updated_at: datetime
+    memory_bytes: int
+    message_queue_len: int
+    reductions: int
+    restarts: int
+    version: int
+    recent_events: list[EventView]
+    labels: Metadata
+
+
+class ListRequest(Request, kw_only=True):
+    limit: PageLimit = 100
+    offset: Count = 0
+    status: ServiceState | Literal[""] = ""
+    after: str = ""
+
+
+class ListResponse(Response, kw_only=True):
+    services: list[ServiceEntry]
+    total: int
+    limit: int
+    offset: int
+    next: str | None = None
+    timestamp: datetime = field(default_factory=now)
+
+
+class KillRequest(Request, kw_only=True):
+    service_id: str
+    force: bool = False
+    grace_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
+
+
+class KillResponse(Response, kw_only=True):
+    service_id: str
+    status: Literal["terminating"] = "terminating"
+    message: str
+    grace_period_ms: int
+    timestamp: datetime = field(default_factory=now)
+
+
+class CallRequest(Request, kw_only=True):
+    """`arguments`: JSON text of an object (by name) or an array (by position), or nothing."""
+
+    service_id: str
+    method: str
+    arguments: Raw = NO_ARGUMENTS
+    timeout_ms: Annotated[int, Meta(ge=1, le=86_400_000)] = 30_000
+
+
+class CallResponse(Response, kw_only=True):
+    """`result`: JSON text, passed through as the service wrote it."""
+
+    result: Raw
+
+
+class CastRequest(Request, kw_only=True):
+    service_id: str
+    method: str
+    arguments: Raw = NO_ARGUMENTS
+
+
+class CastResponse(Response, kw_only=True):
+    service_id: str
+    status: Literal["accepted"] = "accepted"
+
+
+class CheckRequest(Request, kw_only=True):
+    code: str
+    format: Format = "python_source"
+    filename: str = ""
+
+
+class Parameter(Response, kw_only=True):
+    name: str
+    kind: Literal["positional_only", "positional_or_keyword", "var_positional", "keyword_only", "var_keyword"]
+    required: bool
+    annotation: str = ""
+    default: str = ""
+
+
+class Method(Response, kw_only=True):
+    name: str
+    is_async: bool
+    parameters: list[Parameter]
+    returns: str = ""
+    doc: str = ""
+    line: int = 0
+
+
+class CheckResponse(Response, kw_only=True):
+    ok: bool
+    kind: Literal["stateful", "stateless", ""] = ""
+    class_name: str = ""
+    methods: list[Method] = field(default_factory=list)
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+    has_main: bool = False
+    concurrent: bool = False
+    is_async: bool = False
+
+
+# -- events and logs ---------------------------------------------------------------------------------------------
+
+
+class WatchRequest(Request, kw_only=True):
+    """`since_id`: first the stored events behind this id, then live; left out: live only."""
+
+    service_id: str = ""
+    include_logs: bool = False
+    since_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    event_types: list[str] = field(default_factory=list)
+
+
+class ListEventsRequest(Request, kw_only=True):
+    since_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    limit: PageLimit = 100
+    service_id: str = ""
+    event_types: list[str] = field(default_factory=list)
+
+
+class ListEventsResponse(Response, kw_only=True):
+    events: list[EventView]
+    next: int
+
+
+class LogsRequest(Request, kw_only=True):
+    """`since_id`: entries behind this id; left out: start with the last `tail` entries."""
+
+    service_id: str = ""
+    since_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    tail: Annotated[int, Meta(ge=0, le=1000)] = 100
+    follow: bool = True
+
+
+class LogEntry(Response, kw_only=True):
+    id: int
+    timestamp: datetime
+    service_id: str
+    stream: Literal["stdout", "stderr", "log"]
+    line: str
+
+
+# -- registry ----------------------------------------------------------------------------------------------------
+
+
+class RegisterServiceRequest(Request, kw_only=True):
+    service_id: str
+    service_name: str
+    version: str = ""
+    metadata: Metadata = field(default_factory=dict)
+    ttl_seconds: Annotated[int, Meta(ge=0, le=2**31 - 1, description="0: permanent")] = 0
+
+
+class RegisterServiceResponse(Response, kw_only=True):
+    registered: bool = True
+    service_handle: str
+
+
+class HeartbeatRequest(Request, kw_only=True):
+    service_handle: str
+
+
+class HeartbeatResponse(Response, kw_only=True):
+    service_handle: str
+    ttl_seconds: int
+
+
+class UnregisterServiceRequest(Request, kw_only=True):
+    service_handle: str
+
+
+class UnregisterServiceResponse(Response, kw_only=True):
+    service_handle: str
+    unregistered: bool = True
+
+
+class DiscoveredService(Response, kw_only=True):
+    service_id: str
+    service_handle: str
+    service_name: str
+    version: str
+    alive: bool
+    metadata: Metadata
+
+
+class DiscoverServiceRequest(Request, kw_only=True):
+    service_name: str
+    filters: Metadata = field(default_factory=dict)
+
+
+class DiscoverServiceResponse(Response, kw_only=True):
+    services: list[DiscoveredService]
+    total_count: int
+
+
+class GetServicesRequest(Request, kw_only=True):
+    service_name: str = ""
+
+
+class GetServicesResponse(DiscoverServiceResponse, kw_only=True):
+    pass
+
+
+# -- the kernel --------------------------------------------------------------------------------------------------
+
+
+class ShutdownRequest(Request, kw_only=True):
+    grace_period_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
+
+
+class ShutdownResponse(Response, kw_only=True):
+    status: Literal["shutting_down"] = "shutting_down"
+    message: str
+
+
+class HealthRequest(Request, kw_only=True):
+    pass
+
+
+class HealthResponse(Response, kw_only=True):
+    """`timestamp` and `uptime_ms` are milliseconds (epoch and since start); `memory_mb` is the kernel's RSS in MiB;
+    `process_count` counts the kernel, its zygote and its children."""
+
+    status: Literal["healthy", "starting", "shutting_down"]
+    version: str
+    timestamp: int
+    uptime_ms: int
+    memory_mb: float
+    process_count: int
+
+
+class MetricsRequest(Request, kw_only=True):
+    pass
+
+
+class MetricsResponse(HealthResponse, kw_only=True):
+    services: int
+    events: int
+    calls: int
+    in_flight: int
+    shed: int
+
+
+class ErrorBody(Response, kw_only=True):
+    """Every JSON error."""
+
+    error: str
+    message: str
+    timestamp: datetime = field(default_factory=now)
+    details: dict[str, Any] | UnsetType = UNSET

@@ -1,0 +1,1 @@
+"""The two doors, gRPC and REST: thin projections of `operations.table.TABLE`."""

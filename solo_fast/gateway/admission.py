@@ -1,0 +1,111 @@
+"""The way of every request through the load shedder to its handler and back, whichever door it came by."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from solo_fast._ext.shedder import Shed
+from solo_fast.domain.errors import InternalError, KernelOverloaded, ShuttingDown, SoloError, TenantOverloaded
+from solo_fast.operations.table import Admission
+
+if TYPE_CHECKING:
+    from solo_fast._ext.shedder import Slot
+    from solo_fast.domain.messages import Request, Response
+    from solo_fast.kernel import Kernel
+    from solo_fast.operations.caller import Caller
+    from solo_fast.operations.table import Operation
+
+
+_WHY = {
+    "tenant_rate": "tenant {tenant} sends more than its {limit:g} requests a second",
+    "tenant_in_flight": "tenant {tenant} already has {limit:g} requests in flight, its limit",
+    "fair_share": "the kernel is near its limit, and tenant {tenant} is over its fair share of {limit:g} in flight",
+    "kernel_in_flight": "the kernel already has {limit:g} requests in flight, its limit",
+    "adaptive": "the kernel has slowed down and now takes {limit:g} requests of this kind at a time",
+}
+
+
+def overloaded(tenant: str, shed: Shed) -> SoloError:
+    """The error that tells a caller why it was shed, and when to come back."""
+    why = _WHY.get(shed.reason, shed.reason).format(tenant=tenant, limit=shed.limit)
+    error = TenantOverloaded if shed.scope == "tenant" else KernelOverloaded
+    return error(
+        f"{why}; retry in {shed.retry_after_ms} ms",
+        details={"reason": shed.reason, "limit": shed.limit, "remaining": shed.remaining},
+        retry_after_ms=shed.retry_after_ms,
+    )
+
+
+def internal_error(kernel: Kernel, what: str, error: BaseException) -> InternalError:
+    """Log an exception that nobody expected, and make the answer that names its place in the log."""
+    number = secrets.token_hex(6)
+    kernel.log.error("internal error %s in %s", number, what, exc_info=error)
+    return InternalError(
+        f"Solo failed at this request; the kernel's log has the reason under id {number}", details={"id": number}
+    )
+
+
+def _admit(kernel: Kernel, operation: Operation, tenant: str) -> Slot:
+    """Take a slot for one request.
+
+    Raises:
+        ShuttingDown: the kernel takes no new work, and this is not a control operation.
+        TenantOverloaded, KernelOverloaded: it was shed; `retry_after_ms` is set.
+    """
+    if kernel.state == "shutting_down" and operation.admission is not Admission.CONTROL:
+        raise ShuttingDown("the kernel is shutting down; retry when it is back", retry_after_ms=1000)
+    slot = kernel.shedder.acquire(tenant, operation.admission)
+    if type(slot) is Shed:
+        raise overloaded(tenant, slot)
+    return slot  # type: ignore[return-value]  # acquire answers with a Slot or a Shed, and both are final
+
+
+async def admitted(kernel: Kernel, operation: Operation, caller: Caller, request: Request) -> Any:
+    """Run one unary operation under admission control.
+
+    The slot is given back on every path: result, exception, and the cancellation that a vanished client causes.
+
+    Raises:
+        SoloError: what the operation answered instead, why it was not admitted, or InternalError for what it did
+            not expect itself.
+    """
+    slot = _admit(kernel, operation, caller.tenant)
+    started = perf_counter()
+    try:
+        return await getattr(kernel.operations, operation.name)(caller, request)
+    except SoloError:
+        raise
+    except Exception as error:
+        raise internal_error(kernel, operation.name, error) from error
+    finally:
+        kernel.shedder.release(slot, perf_counter() - started)
+
+
+async def admitted_stream(
+    kernel: Kernel, operation: Operation, caller: Caller, request: Request
+) -> AsyncGenerator[Response, None]:
+    """Run one streaming operation under admission control; the slot is held until the stream ends.
+
+    Whoever reads it closes it (`aclose`) on every path, so that the slot is free at once. No latency is reported:
+    how long somebody watches says nothing about the kernel's health.
+
+    Raises:
+        SoloError: as `admitted`.
+    """
+    slot = _admit(kernel, operation, caller.tenant)
+    try:
+        items = getattr(kernel.operations, operation.name)(caller, request)
+        try:
+            async for item in items:
+                yield item
+        finally:
+            await items.aclose()
+    except SoloError:
+        raise
+    except Exception as error:
+        raise internal_error(kernel, operation.name, error) from error
+    finally:
+        kernel.shedder.release(slot)

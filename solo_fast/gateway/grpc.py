@@ -1,0 +1,265 @@
+"""gRPC: the table of operations over grpc.aio, on the loop that already runs, with health and reflection.
+
+Streams are written in plain loops, not yielded: grpc.aio's handling of compiled async generators is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import orjson
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from solo_fast.domain.errors import DeadlineExceeded, InvalidRequest, ShuttingDown, SoloError
+from solo_fast.gateway.admission import admitted, admitted_stream, internal_error
+from solo_fast.gateway.identity import TENANT_HEADER, caller_of, duplicated
+from solo_fast.gateway.projection import RequestPlan, ResponsePlan
+from solo_fast.gateway.wire import solo_pb2
+from solo_fast.operations.table import TABLE, Operation
+
+if TYPE_CHECKING:
+    from solo_fast.kernel import Kernel
+    from solo_fast.operations.caller import Caller
+
+SERVICE = "solo.v1.SoloKernel"
+
+_SLACK_BYTES = 64 * 1024
+"""What a message's other fields may weigh beside the one that has a limit of its own."""
+
+_DESCRIPTOR = solo_pb2.DESCRIPTOR.services_by_name["SoloKernel"]
+_MESSAGE_CHARACTERS = 1024
+_DETAILS_BYTES = 4096
+"""gRPC refuses trailers of more than 8 KiB; message and details together stay well under."""
+
+_Context = grpc.aio.ServicerContext
+_Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+# -- requests and errors -----------------------------------------------------------------------------------------
+
+
+def _caller(operation: Operation, context: _Context) -> Caller:
+    tenant: str | bytes | None = None
+    for key, value in context.invocation_metadata() or ():
+        if key == TENANT_HEADER:
+            if tenant is not None:
+                raise duplicated(TENANT_HEADER)
+            tenant = value
+    return caller_of(operation, tenant, context.peer())
+
+
+def _bound(request: Any, field: str, context: _Context) -> None:
+    """Let the deadline that the client gave the RPC bound the one in the request."""
+    remaining = context.time_remaining()
+    if remaining is None:
+        return
+    if remaining <= 0:
+        raise DeadlineExceeded("the deadline had passed when the request came in")
+    setattr(request, field, min(getattr(request, field), max(1, int(remaining * 1000))))
+
+
+def trailers(error: SoloError) -> tuple[tuple[str, str], ...]:
+    """What a client can read of an error beside code and message: its name, its details, and when to retry.
+
+    `grpc-retry-pushback-ms` is what gRPC's own retry policy obeys (gRFC A6).
+    """
+    made = [("solo-error", error.code)]
+    if error.details:
+        made.append(("solo-error-details", _details_text(error.details)))
+    if error.retry_after_ms is not None:
+        made.append(("grpc-retry-pushback-ms", str(error.retry_after_ms)))
+    return tuple(made)
+
+
+def _details_text(details: dict[str, Any]) -> str:
+    """Details as ASCII JSON that fits into a trailer; long texts keep their end, where a traceback says what it was."""
+    for length in (None, 2000, 500, 100):
+        shown = {
+            key: "..." + value[-length:] if length and isinstance(value, str) and len(value) > length else value
+            for key, value in details.items()
+        }
+        text = orjson.dumps(shown, default=str).decode()
+        if not text.isascii():
+            text = "".join(c if c.isascii() else "".join(f"\\u{u:04x}" for u in _utf16(c)) for c in text)
+        if len(text) <= _DETAILS_BYTES:
+            return text
+    return '{"truncated":true}'
+
+
+def _utf16(character: str) -> list[int]:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return [int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2)]
+
+
+async def _abort(context: _Context, error: SoloError) -> None:
+    """End the RPC with an error; always raises."""
+    message = error.message
+    if len(message) > _MESSAGE_CHARACTERS:
+        message = message[: _MESSAGE_CHARACTERS - 3] + "..."
+    await context.abort(grpc.StatusCode[error.grpc_status], message, trailers(error))
+
+
+# -- rows --------------------------------------------------------------------------------------------------------
+
+
+def _unary(kernel: Kernel, operation: Operation, request_plan: RequestPlan, response_plan: ResponsePlan) -> _Handler:
+    async def handle(message: Any, context: _Context) -> Any:
+        request = None
+        try:
+            caller = _caller(operation, context)
+            request = request_plan(message)
+            if operation.deadline:
+                _bound(request, operation.deadline, context)
+            return response_plan(await admitted(kernel, operation, caller, request))
+        except SoloError as error:
+            if error.grpc_status == "OK":
+                return response_plan.failure(error, request)
+            return await _abort(context, error)
+        except asyncio.CancelledError:
+            if context.cancelled():
+                raise
+            return await _abort(context, _stopped())
+        except Exception as error:
+            return await _abort(context, internal_error(kernel, operation.name, error))
+
+    return handle
+
+
+def _stream(kernel: Kernel, operation: Operation, request_plan: RequestPlan, response_plan: ResponsePlan) -> _Handler:
+    async def handle(message: Any, context: _Context) -> None:
+        items = None
+        try:
+            caller = _caller(operation, context)
+            items = admitted_stream(kernel, operation, caller, request_plan(message))
+            hello = asyncio.create_task(_greet(context))
+            try:
+                async for item in items:
+                    await context.write(response_plan(item))
+            finally:
+                hello.cancel()
+        except SoloError as error:
+            await _abort(context, error)
+        except asyncio.CancelledError:
+            if context.cancelled():
+                raise
+            await _abort(context, _stopped())
+        except Exception as error:
+            await _abort(context, internal_error(kernel, operation.name, error))
+        finally:
+            if items is not None:
+                await items.aclose()
+
+    return handle
+
+
+def _stopped() -> ShuttingDown:
+    return ShuttingDown("the kernel stopped before this was done", retry_after_ms=1000)
+
+
+def _handlers(kernel: Kernel) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    handlers = {}
+    for operation in TABLE:
+        if not operation.rpc:
+            continue
+        method = _DESCRIPTOR.methods_by_name[operation.rpc]
+        plans = RequestPlan(operation, method.input_type), ResponsePlan(operation, method.output_type)
+        make = grpc.unary_stream_rpc_method_handler if operation.streams else grpc.unary_unary_rpc_method_handler
+        handlers[operation.rpc] = make(
+            (_stream if operation.streams else _unary)(kernel, operation, *plans),
+            request_deserializer=getattr(solo_pb2, method.input_type.name).FromString,
+            response_serializer=getattr(solo_pb2, method.output_type.name).SerializeToString,
+        )
+    return handlers
+
+
+# -- health ------------------------------------------------------------------------------------------------------
+
+
+class _Health(HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1, answered from the kernel's state itself; watchers hear of it through `update`."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self._kernel = kernel
+        self._server_status[SERVICE] = self._server_status[""]
+
+    async def update(self) -> None:
+        serving = self._kernel.state == "healthy"
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", SERVICE):
+            if self._server_status[service] != status:
+                await self.set(service, status)
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  # the interface's name
+        await self.update()
+        return await super().Check(request, context)
+
+    async def Watch(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self.update()
+        return await super().Watch(request, context)
+
+
+# -- the gateway -------------------------------------------------------------------------------------------------
+
+
+class GrpcGateway:
+    """gRPC's door.
+
+    Args:
+        kernel: gives operations, shedder, config, log and state.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._server: grpc.aio.Server | None = None
+        self._health = _Health(kernel)
+
+    async def start(self, host: str, port: int) -> int:
+        """Accept RPCs; returns the port (another than `port` where that is 0).
+
+        Raises:
+            SoloError: the address can't be listened on.
+        """
+        get = self._kernel.config.get
+        server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", int(get("limits.max_request_bytes"))),
+                ("grpc.max_send_message_length", int(get("limits.max_result_bytes")) + _SLACK_BYTES),
+                ("grpc.so_reuseport", 0),
+            )
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _handlers(self._kernel)),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+        )
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = server.add_insecure_port(address)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise SoloError(
+                f"cannot listen on {address} for gRPC: it is in use or not an address of this host; "
+                "choose another with --grpc-port (0: any free one) or --host"
+            )
+        await server.start()
+        self._server = server
+        await self._health.update()
+        return int(bound)
+
+    async def state_changed(self) -> None:
+        """Tell those who watch grpc.health.v1; the kernel calls it when its state is another."""
+        await self._health.update()
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more, let RPCs finish for up to `grace_s` seconds, cancel the rest."""
+        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            await self._server.stop(grace_s)

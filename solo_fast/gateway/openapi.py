@@ -1,0 +1,2 @@
+x=1
+def openapi_document(): return {}

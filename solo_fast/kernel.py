@@ -1,0 +1,339 @@
+"""The kernel: builds the parts in order, owns their lifetimes, shuts down.
+
+Boot order: zygote, store, runtime, gateways; the other way round at the end. The zygote is started before anything
+heavy is imported here, and comes up while the kernel still imports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from solo_fast import __version__
+from solo_fast.config import Config
+from solo_fast.domain.errors import SoloError
+from solo_fast.telemetry import logs as telemetry_logs
+
+if TYPE_CHECKING:
+    from solo_fast.domain.messages import HealthResponse, MetricsResponse
+    from solo_fast.runtime.process import Process
+    from solo_fast.runtime.service import Service
+    from solo_fast.runtime.zygote_client import ZygoteClient
+
+UPKEEP_SECONDS = 1.0
+GATEWAY_GRACE_SECONDS = 0.5
+
+log = logging.getLogger("solo")
+
+
+class StartError(Exception):
+    """The kernel can't start; the message says why and what to do."""
+
+
+def serve(config: Config, port_file: str | None = None) -> int:
+    """Run a kernel until it is told to stop.
+
+    Args:
+        port_file: where to write {"pid", "grpc", "http"} once both gateways accept.
+
+    Returns:
+        The exit code: 0 after a clean stop, 1 when it could not start.
+    """
+    telemetry_logs.configure(config.get("solo.log_level"), config.get("solo.log_format"))
+    try:
+        with data_dir_lock(Path(config.get("solo.data_dir")).absolute()) as data_dir:
+            return _run(config, data_dir, port_file)
+    except (StartError, SoloError) as error:
+        log.critical("%s", error)
+        return 1
+
+
+def _run(config: Config, data_dir: Path, port_file: str | None) -> int:
+    from solo_fast.runtime.zygote_client import ZygoteClient
+
+    kernel: Kernel | None = None
+
+    def restarted() -> None:
+        if kernel is not None:
+            kernel.supervisor.refill()
+
+    zygote = ZygoteClient(restarted)
+    zygote.spawn()
+    _raise_descriptor_limit()  # after the zygote: services keep the modest limit
+
+    import uvloop
+
+    async def live() -> None:
+        nonlocal kernel
+        kernel = Kernel(config, data_dir, zygote)
+        await kernel.run(port_file)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(live())
+    return 0
+
+
+@contextlib.contextmanager
+def data_dir_lock(data_dir: Path) -> Any:
+    """Make the data directory and hold it against a second kernel.
+
+    Raises:
+        StartError: it can't be made or written, or another kernel holds it (the message names its pid).
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data_dir / "run").mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(data_dir / "run" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(
+            f"data_dir {data_dir} can't be used ({error.strerror}); name another with --data-dir or solo.data_dir"
+        ) from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 100).decode(errors="replace").strip() or "another kernel"
+            raise StartError(f"data_dir {data_dir} is held by {holder}; stop it, or name another data_dir") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"the kernel with pid {os.getpid()}\n".encode(), 0)
+        yield data_dir
+    finally:
+        os.close(fd)
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def notify_service_manager(state: str) -> None:
+    """sd_notify(3): tell systemd, where it is listening."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.warning("NOTIFY_SOCKET %s can't be told: %s", address, error.strerror)
+
+
+class Kernel:
+    """The parts, and their lifetimes.
+
+    Attributes:
+        state: "starting", "healthy" or "shutting_down".
+        started_at: monotonic seconds.
+    """
+
+    def __init__(self, config: Config, data_dir: Path, zygote: ZygoteClient) -> None:
+        from solo_fast._ext.registry import Directory
+        from solo_fast._ext.shedder import Shedder
+        from solo_fast.operations import Operations
+        from solo_fast.operations.inside import InsideRequests
+        from solo_fast.runtime.process import LinkLimits
+        from solo_fast.runtime.supervisor import Supervisor
+        from solo_fast.store.eventstore import EventStore
+        from solo_fast.store.logbook import LogBook
+
+        self.config = config
+        self.log = log
+        self.started_at = time.monotonic()
+        self.state = "starting"
+        self.zygote = zygote
+        self.store = EventStore.open(
+            data_dir / config.get("database.events_db"), ring_capacity=config.get("limits.ring_events")
+        )
+        self.logs = LogBook(self.store, bytes_per_service=config.get("limits.log_store_bytes"))
+        self.directory = Directory()
+        self.shedder = Shedder(
+            max_total=config.get("limits.max_total"),
+            max_per_tenant=config.get("limits.max_per_tenant"),
+            rate=config.get("limits.rate_per_tenant"),
+            burst=config.get("limits.burst"),
+        )
+        self.supervisor = Supervisor(
+            zygote=zygote,
+            store=self.store,
+            logs=self.logs,
+            link_limits=LinkLimits(
+                frame_bytes=config.get("limits.max_frame_bytes"),
+                result_bytes=config.get("limits.max_result_bytes"),
+                line_bytes=config.get("limits.log_line_bytes"),
+            ),
+            warm_pool=config.get("service.warm_pool"),
+            work_root=data_dir / "work",
+            handle_request=self._inside_request,
+        )
+        self.operations = Operations(config, self, self.supervisor, self.store, self.logs, self.directory)
+        self._inside = InsideRequests(self.operations, self.store)
+        self._stop = asyncio.Event()
+        self._grace_s: float | None = None
+        self._signals = 0
+        for tenant in config.tenants():
+            view = config.for_tenant(tenant)
+            self.shedder.set_tenant(
+                tenant,
+                max_in_flight=view.get("limits.max_per_tenant"),
+                rate=view.get("limits.rate_per_tenant"),
+                burst=view.get("limits.burst"),
+            )
+
+    async def _inside_request(self, service: Service, process: Process, message_id: int, body: bytes) -> None:
+        await self._inside.handle(service, process, message_id, body)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def run(self, port_file: str | None) -> None:
+        """Boot, serve until told to stop, and shut down.
+
+        Raises:
+            StartError: it can't start. Nothing is left running.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        self.store.start(loop)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._close_store)
+            stack.push_async_callback(self.zygote.close)
+            await self.zygote.connect()
+            self.supervisor.start()
+            stack.push_async_callback(self._close_services)
+            grpc_port, http_port = await self._open_gateways(stack)
+            await self.store.record(self._event("system_started", {"version": __version__, "pid": os.getpid()}))
+            self._announce(grpc_port, http_port, port_file)
+            upkeep = loop.create_task(self._upkeep())
+            await self._stop.wait()
+            upkeep.cancel()
+            log.info("shutting down")
+            notify_service_manager("STOPPING=1")
+            await self.store.record(self._event("system_shutdown_started", {}))
+            await self.supervisor.close(self._grace_s)
+        log.info("stopped")
+
+    async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> tuple[int, int]:
+        from solo_fast.gateway.grpc import GrpcGateway
+        from solo_fast.gateway.rest import RestGateway
+
+        host = self.config.get("solo.host")
+        ports = []
+        for gateway, key in ((GrpcGateway(self), "solo.listen_port"), (RestGateway(self), "solo.http_port")):
+            port = self.config.get(key)
+            try:
+                ports.append(await gateway.start(host, port))
+            except (OSError, RuntimeError) as error:
+                raise StartError(f"{key} {host}:{port} can't be opened: {error}; choose another port, or 0") from None
+            stack.push_async_callback(gateway.stop, GATEWAY_GRACE_SECONDS)
+        return ports[0], ports[1]
+
+    def _announce(self, grpc_port: int, http_port: int, port_file: str | None) -> None:
+        gc.collect()
+        gc.freeze()  # what was built so far lives as long as the kernel: later collections need not look at it
+        self.state = "healthy"
+        if port_file:
+            temporary = Path(f"{port_file}.{os.getpid()}.tmp")
+            temporary.write_text(json.dumps({"pid": os.getpid(), "grpc": grpc_port, "http": http_port}))
+            temporary.replace(port_file)
+        notify_service_manager("READY=1")
+        host = self.config.get("solo.host")
+        print(  # noqa: T201 - the ready line is what `solo serve` prints
+            f"solo: ready grpc={host}:{grpc_port} http=http://{host}:{http_port} pid={os.getpid()}", flush=True
+        )
+
+    async def _upkeep(self) -> None:
+        """Announce leases that ran out, and what was shed; once a second at most."""
+        while True:
+            due = self.directory.next_expiry()
+            wait_s = UPKEEP_SECONDS if due is None else min(UPKEEP_SECONDS, max(0.01, due - time.monotonic()))
+            await asyncio.sleep(wait_s)
+            for registration in self.directory.expire():
+                payload = {"service_name": registration.name, "ttl_seconds": registration.ttl_s}
+                self.store.record_soon(
+                    self._event("registration_expired", payload, registration.tenant, registration.service_id)
+                )
+            self._note_shed()
+
+    def _note_shed(self) -> None:
+        by_tenant: dict[str, list[dict[str, Any]]] = {}
+        for (tenant, admission, reason), count in self.shedder.take_shed().items():
+            by_tenant.setdefault(tenant, []).append({"class": admission, "reason": reason, "count": count})
+        for tenant, counts in by_tenant.items():
+            self.store.record_soon(self._event("load_shed", {"counts": counts}, tenant))
+
+    @staticmethod
+    def _event(event_type: str, payload: dict[str, Any], tenant: str = "", subject: str = "") -> Any:
+        from solo_fast.domain.events import Event
+
+        return Event.new(tenant, event_type, subject, payload)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def begin_shutdown(self, grace_s: float | None) -> None:
+        """Stop, giving services `grace_s` seconds; None: each its own."""
+        if self.state != "shutting_down":
+            self.state = "shutting_down"
+            self._grace_s = grace_s
+            self._stop.set()
+
+    def _signalled(self) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self.begin_shutdown(None)
+        elif self._signals == 2:
+            log.warning("second signal: ending every service at once")
+            self.begin_shutdown(0)
+            self.supervisor.kill_all()
+        else:
+            os._exit(1)
+
+    async def _close_services(self) -> None:
+        await self.supervisor.close(0)
+        await self.operations.close()
+
+    async def _close_store(self) -> None:
+        if self.state == "shutting_down":
+            await self.store.record(self._event("system_shutdown_complete", {}))
+        await self.store.close()
+
+    # -- what it says of itself ----------------------------------------------------------------------------------
+
+    def _figures(self) -> dict[str, Any]:
+        from solo_fast.runtime.service import resident_bytes
+
+        return {
+            "status": self.state,
+            "version": __version__,
+            "timestamp": time.time_ns() // 1_000_000,
+            "uptime_ms": round((time.monotonic() - self.started_at) * 1000),
+            "memory_mb": round(resident_bytes(os.getpid()) / 2**20, 1),
+            "process_count": 2 + self.zygote.child_count,
+        }
+
+    def health(self) -> HealthResponse:
+        from solo_fast.domain.messages import HealthResponse
+
+        return HealthResponse(**self._figures())
+
+    def metrics(self) -> MetricsResponse:
+        from solo_fast.domain.messages import MetricsResponse
+
+        return MetricsResponse(
+            **self._figures(),
+            services=self.supervisor.services.count(),
+            events=self.store.last_id,
+            calls=self.operations.calls,
+            in_flight=self.shedder.in_flight,
+            shed=self.shedder.stats()["shed"],
+        )

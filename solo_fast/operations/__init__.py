@@ -1,0 +1,354 @@
+"""What Solo does: one method for each row of the table (operations/table.py). The only thing that gateways call."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from solo_fast._ext.registry import Directory, Registration
+from solo_fast.config import Config
+from solo_fast.domain import messages as m
+from solo_fast.domain.errors import InvalidRequest, NotFound, PayloadTooLarge, TenantOverloaded
+from solo_fast.domain.events import Event
+from solo_fast.domain.ids import check_id
+from solo_fast.operations import views
+from solo_fast.operations.caller import Caller
+from solo_fast.operations.streams import merge
+from solo_fast.runtime.service import Limits
+from solo_fast.runtime.supervisor import Supervisor
+from solo_fast.store.eventstore import EventStore
+from solo_fast.store.logbook import LogBook
+
+RECENT_EVENTS = 10
+FILENAME_CHARACTERS_MAX = 255
+NAME_CHARACTERS_MAX = 128
+
+T = TypeVar("T")
+
+
+class KernelView(Protocol):
+    """What the operations need to know of the kernel as a whole."""
+
+    def health(self) -> m.HealthResponse: ...
+    def metrics(self) -> m.MetricsResponse: ...
+    def begin_shutdown(self, grace_s: float | None) -> None: ...
+
+
+class Operations:
+    """The handlers. Each is `async (caller, request) -> response`; watch and logs are async iterators.
+
+    A handler raises only errors of solo_fast.domain.errors. What changes state runs to its end once it has begun,
+    even when its caller goes away: nothing is half done.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        kernel: KernelView,
+        supervisor: Supervisor,
+        store: EventStore,
+        logs: LogBook,
+        directory: Directory,
+    ) -> None:
+        self.config = config
+        self._kernel = kernel
+        self._supervisor = supervisor
+        self._store = store
+        self._logs = logs
+        self._directory = directory
+        self._watchers: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.calls = 0
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    # -- services ------------------------------------------------------------------------------------------------
+
+    async def deploy(self, caller: Caller, request: m.DeployRequest) -> m.DeployResponse:
+        check_id("service_id", request.service_id)
+        text = self._source_of(request)
+        config = self.config.for_tenant(caller.tenant)
+        self._check_tenants(caller.tenant)
+        self._check_metadata("metadata", request.metadata)
+        work = self._supervisor.deploy(
+            caller.tenant,
+            request.service_id,
+            filename=_filename(request.filename or f"{request.service_id}.py"),
+            text=text,
+            limits=resolve_limits(config, request.limits),
+            metadata=request.metadata,
+            replace=request.replace,
+            services_max=config.get("limits.services_per_tenant"),
+        )
+        service = await self._to_the_end(work)
+        return m.DeployResponse(
+            service_id=request.service_id,
+            message=f"{request.service_id} is running (version {service.spec.version})",
+            version=service.spec.version,
+        )
+
+    def _source_of(self, request: m.DeployRequest | m.CheckRequest) -> bytes:
+        if request.format == "elixir_source":
+            raise InvalidRequest("format elixir_source is not supported; send Python source as python_source")
+        if request.format == "external_binary":
+            raise InvalidRequest("format external_binary is not supported by this version; send python_source")
+        try:
+            text = request.code.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest("code holds lone surrogates, which UTF-8 can't carry") from None
+        limit = self.config.get("limits.max_source_bytes")
+        if len(text) > limit:
+            raise PayloadTooLarge(f"code has {len(text)} bytes, more than limits.max_source_bytes ({limit})")
+        if not text.strip():
+            raise InvalidRequest("code is empty; send the source of a Python module")
+        return text
+
+    def _check_tenants(self, tenant: str) -> None:
+        services = self._supervisor.services
+        limit = self.config.get("solo.max_tenants")
+        if services.count(tenant) == 0 and services.tenants() >= limit:
+            raise TenantOverloaded(f"the kernel has services of {limit} tenants, its solo.max_tenants")
+
+    def _check_metadata(self, name: str, metadata: dict[str, str]) -> None:
+        entries, length = self.config.get("limits.metadata_entries"), self.config.get("limits.metadata_length")
+        if len(metadata) > entries:
+            raise InvalidRequest(f"{name} has {len(metadata)} entries, more than limits.metadata_entries ({entries})")
+        for key, value in metadata.items():
+            if not key or len(key) > length or len(value) > length:
+                raise InvalidRequest(f"{name} key {key[:40]!r}: keys and values have at most {length} characters")
+
+    async def status(self, caller: Caller, request: m.StatusRequest) -> m.StatusResponse:
+        service = self._supervisor.find(caller.tenant, request.service_id)
+        recent = await self._store.recent(caller.tenant, request.service_id, RECENT_EVENTS)
+        return views.status(service, recent)
+
+    async def list(self, caller: Caller, request: m.ListRequest) -> m.ListResponse:
+        everything = self._supervisor.services.of_tenant(caller.tenant)
+        if request.status:
+            everything = [service for service in everything if service.state == request.status]
+        rest = [s for s in everything if s.spec.service_id > request.after] if request.after else everything
+        page = rest[request.offset : request.offset + request.limit]
+        more = len(rest) > request.offset + request.limit
+        return m.ListResponse(
+            services=[views.service_entry(service) for service in page],
+            total=len(everything),
+            limit=request.limit,
+            offset=request.offset,
+            next=page[-1].spec.service_id if more and page else None,
+        )
+
+    async def kill(self, caller: Caller, request: m.KillRequest) -> m.KillResponse:
+        grace_s = None if request.grace_ms is None else request.grace_ms / 1000
+        given_s = await self._to_the_end(self._kill(caller.tenant, request.service_id, grace_s, force=request.force))
+        return m.KillResponse(
+            service_id=request.service_id,
+            message=f"{request.service_id} is ending" if given_s else f"{request.service_id} was ended",
+            grace_period_ms=round(given_s * 1000),
+        )
+
+    async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> float:
+        given_s = await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force)
+        for registration in self._directory.remove_service(tenant, service_id):
+            self._store.record_soon(_unregistered(registration, "killed"))
+        return given_s
+
+    async def call(self, caller: Caller, request: m.CallRequest) -> m.CallResponse:
+        service = self._supervisor.find(caller.tenant, request.service_id)
+        self.calls += 1
+        result = await service.call(request.method, bytes(request.arguments), request.timeout_ms / 1000)
+        return m.CallResponse(result=msgspec.Raw(result))
+
+    async def cast(self, caller: Caller, request: m.CastRequest) -> m.CastResponse:
+        service = self._supervisor.find(caller.tenant, request.service_id)
+        self.calls += 1
+        await service.cast(request.method, bytes(request.arguments))
+        return m.CastResponse(service_id=request.service_id)
+
+    async def check(self, caller: Caller, request: m.CheckRequest) -> m.CheckResponse:
+        report = await self._supervisor.check(_filename(request.filename or "service.py"), self._source_of(request))
+        return msgspec.convert(report, m.CheckResponse)
+
+    # -- events and logs -----------------------------------------------------------------------------------------
+
+    async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[m.EventView]:
+        with self._watching(caller.tenant):
+            events = _mapped(
+                views.event_view,
+                self._store.watch(
+                    caller.tenant,
+                    subject=request.service_id,
+                    event_types=request.event_types,
+                    since_id=request.since_id,
+                ),
+            )
+            sources = [events]
+            if request.include_logs:
+                lines = self._logs.follow(caller.tenant, request.service_id, tail=0)
+                sources.append(_mapped(views.log_event, lines))
+            async for item in merge(sources):
+                yield item
+
+    async def events(self, caller: Caller, request: m.ListEventsRequest) -> m.ListEventsResponse:
+        page = await self._store.page(
+            caller.tenant, request.since_id, request.limit, request.service_id, request.event_types
+        )
+        next_id = page[-1].id if page else request.since_id
+        return m.ListEventsResponse(events=[views.event_view(event) for event in page], next=next_id)
+
+    async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[m.LogEntry]:
+        if not request.follow:
+            lines = await self._logs.tail(caller.tenant, request.service_id, request.tail or 1000, request.since_id)
+            for line in lines:
+                yield views.log_entry(line)
+            return
+        with self._watching(caller.tenant):
+            follow = self._logs.follow(caller.tenant, request.service_id, request.since_id, request.tail)
+            async for line in follow:
+                yield views.log_entry(line)
+
+    def _watching(self, tenant: str) -> _Seat:
+        limit = self.config.for_tenant(tenant).get("limits.watchers_per_tenant")
+        if self._watchers.get(tenant, 0) >= limit:
+            raise TenantOverloaded(f"tenant {tenant} has {limit} watchers, its limits.watchers_per_tenant")
+        return _Seat(self._watchers, tenant)
+
+    # -- registry ------------------------------------------------------------------------------------------------
+
+    async def register(self, caller: Caller, request: m.RegisterServiceRequest) -> m.RegisterServiceResponse:
+        check_id("service_id", request.service_id)
+        _check_name("service_name", request.service_name)
+        if len(request.version) > NAME_CHARACTERS_MAX:
+            raise InvalidRequest(f"version has more than {NAME_CHARACTERS_MAX} characters")
+        self._check_metadata("metadata", request.metadata)
+        limit = self.config.for_tenant(caller.tenant).get("limits.registrations_per_tenant")
+        if self._directory.count(caller.tenant) >= limit:
+            raise TenantOverloaded(f"tenant {caller.tenant} has {limit} registrations, its registrations_per_tenant")
+        return await self._to_the_end(self._register(caller.tenant, request))
+
+    async def _register(self, tenant: str, request: m.RegisterServiceRequest) -> m.RegisterServiceResponse:
+        registration = self._directory.register(
+            secrets.token_urlsafe(18),
+            tenant,
+            request.service_id,
+            request.service_name,
+            request.version,
+            dict(request.metadata),
+            request.ttl_seconds,
+        )
+        payload = {
+            "service_name": registration.name,
+            "version": registration.version,
+            "ttl_seconds": request.ttl_seconds,
+            "metadata": registration.metadata,
+        }
+        try:
+            await self._store.record(Event.new(tenant, "service_registered", request.service_id, payload))
+        except BaseException:
+            self._directory.unregister(tenant, registration.handle)
+            raise
+        return m.RegisterServiceResponse(service_handle=registration.handle)
+
+    async def heartbeat(self, caller: Caller, request: m.HeartbeatRequest) -> m.HeartbeatResponse:
+        registration = self._directory.heartbeat(caller.tenant, request.service_handle)
+        if registration is None:
+            raise _no_registration()
+        return m.HeartbeatResponse(service_handle=registration.handle, ttl_seconds=round(registration.ttl_s))
+
+    async def unregister(self, caller: Caller, request: m.UnregisterServiceRequest) -> m.UnregisterServiceResponse:
+        registration = self._directory.unregister(caller.tenant, request.service_handle)
+        if registration is None:
+            raise _no_registration()
+        await self._to_the_end(self._store.record(_unregistered(registration, "unregistered")))
+        return m.UnregisterServiceResponse(service_handle=registration.handle)
+
+    async def discover(self, caller: Caller, request: m.DiscoverServiceRequest) -> m.DiscoverServiceResponse:
+        _check_name("service_name", request.service_name)
+        found = self._directory.discover(caller.tenant, request.service_name, request.filters)
+        return m.DiscoverServiceResponse(services=self._shown(found), total_count=len(found))
+
+    async def services(self, caller: Caller, request: m.GetServicesRequest) -> m.GetServicesResponse:
+        found = self._directory.of_tenant(caller.tenant, request.service_name or None)
+        return m.GetServicesResponse(services=self._shown(found), total_count=len(found))
+
+    def _shown(self, registrations: list[Registration]) -> list[m.DiscoveredService]:
+        return [views.discovered(r, self._supervisor.services) for r in registrations]
+
+    # -- the kernel ----------------------------------------------------------------------------------------------
+
+    async def shutdown(self, caller: Caller, request: m.ShutdownRequest) -> m.ShutdownResponse:
+        grace_s = None if request.grace_period_ms is None else request.grace_period_ms / 1000
+        self._kernel.begin_shutdown(grace_s)
+        return m.ShutdownResponse(message="the kernel is shutting down; its services are being ended")
+
+    async def health(self, caller: Caller, request: m.HealthRequest) -> m.HealthResponse:
+        return self._kernel.health()
+
+    async def metrics(self, caller: Caller, request: m.MetricsRequest) -> m.MetricsResponse:
+        return self._kernel.metrics()
+
+    async def close(self) -> None:
+        """Wait for what has begun."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+class _Seat:
+    """One watcher's place among its tenant's."""
+
+    def __init__(self, taken: dict[str, int], tenant: str) -> None:
+        self._taken, self._tenant = taken, tenant
+
+    def __enter__(self) -> None:
+        self._taken[self._tenant] = self._taken.get(self._tenant, 0) + 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._taken[self._tenant] -= 1
+        if not self._taken[self._tenant]:
+            del self._taken[self._tenant]
+
+
+async def _mapped(view: Callable[[Any], T], items: AsyncIterator[Any]) -> AsyncIterator[T]:
+    try:
+        async for item in items:
+            yield view(item)
+    finally:
+        await items.aclose()  # type: ignore[attr-defined]
+
+
+def resolve_limits(config: Config, asked: m.ServiceLimits) -> Limits:
+    """The deploy's own limits over the tenant's, which are over the kernel's."""
+
+    def pick(name: str) -> int:
+        own = getattr(asked, name)
+        value: int = config.get(f"service.{name}") if own is None else own
+        return value
+
+    return Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+
+
+def _filename(name: str) -> str:
+    if len(name) > FILENAME_CHARACTERS_MAX or any(c in name for c in "/\0\n\r"):
+        raise InvalidRequest(f"filename is one name without slashes, of at most {FILENAME_CHARACTERS_MAX} characters")
+    return name
+
+
+def _check_name(field: str, name: str) -> None:
+    if not name or len(name) > NAME_CHARACTERS_MAX or not name.isprintable() or "/" in name:
+        raise InvalidRequest(f"{field} is 1 to {NAME_CHARACTERS_MAX} printable characters without a slash")
+
+
+def _no_registration() -> NotFound:
+    return NotFound("there is no such registration: its lease may have expired; register again")
+
+
+def _unregistered(registration: Registration, reason: str) -> Event:
+    payload = {"service_name": registration.name, "reason": reason}
+    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload)

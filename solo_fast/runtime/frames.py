@@ -1,0 +1,104 @@
+"""The link between the kernel and a service: length-prefixed frames over one stream socket.
+
+A frame is a header of nine bytes, little endian (u32 length of what follows the length, u8 kind, u32 message id),
+and a body. Bodies are JSON, but for CALL and CAST (u8 length of the method's name, the name, then the caller's JSON
+arguments untouched), LOAD and CODE (see below). Both ends import this module, so it imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+
+HEADER = struct.Struct("<IBI")
+_LENGTH_COVERS = HEADER.size - 4
+U32 = struct.Struct("<I")
+
+
+class Kind(IntEnum):
+    # kernel to service
+    LOAD = 1  # u32 length of a JSON header, the header, source, marshalled code object (or nothing)
+    CALL = 2
+    CAST = 3
+    STOP = 4  # JSON: the reason for terminate()
+    REPLY = 5  # result of a REQUEST
+    REFUSAL = 6  # error of a REQUEST: {"error", "message", "details"}
+    CHECK = 7  # laid out like LOAD; answered with REPORT, after which the child ends
+    # service to kernel
+    READY = 16  # the service is loaded; its methods
+    FAILED = 17  # it is not, and why: {"message", "diagnostics"}
+    RESULT = 18
+    ERROR = 19  # {"error", "message", "details"}
+    DONE = 20  # a cast was handled
+    REQUEST = 21  # {"operation", …}: the service wants something of the kernel
+    LOG = 22  # one line of solo.log
+    CODE = 23  # the marshalled code object, kept for restarts
+    REPORT = 24  # outcome of CHECK
+
+
+class FrameError(Exception):
+    """The peer does not speak this protocol: an oversized or impossible frame."""
+
+
+def frame(kind: int, message_id: int, body: bytes = b"") -> bytes:
+    return HEADER.pack(len(body) + _LENGTH_COVERS, kind, message_id) + body
+
+
+def message_body(method: str, arguments: bytes) -> bytes:
+    """Body of CALL and CAST. The name is at most 255 bytes; the kernel checks it against the methods it knows."""
+    name = method.encode()
+    return bytes((len(name),)) + name + arguments
+
+
+def split_message(body: bytes) -> tuple[str, bytes]:
+    """Method and JSON arguments of a CALL or CAST body."""
+    end = 1 + body[0]
+    return body[1:end].decode(), body[end:]
+
+
+def load_body(header: bytes, source: bytes, code: bytes) -> bytes:
+    return U32.pack(len(header)) + U32.pack(len(source)) + header + source + code
+
+
+def split_load(body: bytes) -> tuple[bytes, bytes, bytes]:
+    """Header, source and marshalled code of a LOAD or CHECK body."""
+    header_end = 8 + U32.unpack_from(body, 0)[0]
+    source_end = header_end + U32.unpack_from(body, 4)[0]
+    return body[8:header_end], body[header_end:source_end], body[source_end:]
+
+
+class FrameReader:
+    """Cuts a byte stream into frames.
+
+    Args:
+        limit: largest body, bytes.
+    """
+
+    __slots__ = ("_buffer", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        self._buffer = b""
+        self._limit = limit
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+        """Take `data`; yield each complete (kind, message id, body).
+
+        Raises:
+            FrameError: at the first frame that is over the limit or shorter than its own header.
+        """
+        buffer = self._buffer + data if self._buffer else data
+        position, size = 0, len(buffer)
+        try:
+            while size - position >= HEADER.size:
+                length, kind, message_id = HEADER.unpack_from(buffer, position)
+                if not _LENGTH_COVERS <= length <= self._limit + _LENGTH_COVERS:
+                    raise FrameError(f"frame of {length} bytes; the limit is {self._limit}")
+                end = position + 4 + length
+                if end > size:
+                    break
+                body = buffer[position + HEADER.size : end]
+                position = end
+                yield kind, message_id, body
+        finally:
+            self._buffer = buffer[position:] if position else buffer

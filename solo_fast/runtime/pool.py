@@ -1,0 +1,73 @@
+"""The warm pool: blank children, forked ahead of need."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from solo_fast.domain.errors import InternalError
+from solo_fast.runtime.process import LinkLimits, Process
+from solo_fast.runtime.zygote_client import ZygoteClient
+
+log = logging.getLogger("solo.pool")
+
+
+class WarmPool:
+    """A few blank children, so that a deploy does not wait for a fork. Refilled in the background.
+
+    Args:
+        size: how many to keep; 0 forks for each deploy.
+    """
+
+    def __init__(self, zygote: ZygoteClient, limits: LinkLimits, size: int) -> None:
+        self._zygote = zygote
+        self._limits = limits
+        self._size = size
+        self._blanks: list[Process] = []
+        self._refilling: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def take(self) -> Process:
+        """A blank process, warm where there is one.
+
+        Raises:
+            InternalError: none could be made.
+        """
+        while self._blanks:
+            process = self._blanks.pop(0)
+            if process.alive and not process.exited.done():
+                return process
+        return await self._fork()
+
+    async def _fork(self) -> Process:
+        try:
+            process = Process(self._zygote, self._limits)
+            await process.start()
+        except InternalError:  # the zygote may just have died: the next one gets one try
+            process = Process(self._zygote, self._limits)
+            await process.start()
+        return process
+
+    def refill(self) -> None:
+        """Bring the pool back to its size, in the background; call it when there is time for it."""
+        if self._refilling is None and not self._closing and len(self._blanks) < self._size:
+            self._refilling = asyncio.get_running_loop().create_task(self._refill())
+
+    async def _refill(self) -> None:
+        try:
+            while len(self._blanks) < self._size and not self._closing:
+                self._blanks.append(await self._fork())
+        except InternalError as error:
+            log.error("the warm pool can't be filled: %s", error)  # noqa: TRY400
+        finally:
+            self._refilling = None
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._refilling is not None:
+            self._refilling.cancel()
+            await asyncio.wait([self._refilling])
+        for process in self._blanks:
+            process.kill()
+        if self._blanks:
+            await asyncio.wait([process.exited for process in self._blanks])

@@ -1,0 +1,398 @@
+"""The kernel's end of one service process: its link, its output, its exit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+
+from solo_fast.domain.errors import DeployFailed, ERRORS, InternalError, ServiceError, SoloError
+from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
+from solo_fast.runtime.output import PipeReader
+from solo_fast.runtime.zygote_client import Child, ZygoteClient
+
+OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for
+
+log = logging.getLogger("solo.process")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """Bounds on what a service may send. Bytes."""
+
+    frame_bytes: int
+    result_bytes: int
+    line_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a process is to run. `code`: the marshalled code object of this very source, or nothing yet."""
+
+    tenant: str
+    service_id: str
+    filename: str
+    text: bytes
+    work_dir: str
+    code: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a service says of itself once it is loaded."""
+
+    kind: str
+    class_name: str
+    methods: frozenset[str]
+    is_async: bool
+    concurrent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a process ended: an exit code, or the signal that ended it; both None where nobody could say."""
+
+    exit_code: int | None
+    signal: str | None
+
+    @classmethod
+    def of(cls, status: int | None) -> Ending:
+        if status is None:
+            return cls(None, None)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            known = number in signal.valid_signals()
+            return cls(None, signal.Signals(number).name if known and number < signal.SIGRTMIN else f"signal {number}")
+        return cls(os.WEXITSTATUS(status), None)
+
+    def __str__(self) -> str:
+        if self.signal:
+            return f"was ended by {self.signal}"
+        return f"exited with code {self.exit_code}" if self.exit_code is not None else "ended"
+
+
+class Owner:
+    """Who a process belongs to, and who hears of it. The supervisor's Service is one; a blank has none."""
+
+    def wants(self, process: Process, message_id: int, body: bytes) -> None:
+        """The service asks something of the kernel (`self.solo`)."""
+
+    def line(self, stream: str, text: str) -> None:
+        """The service printed or logged a line."""
+
+    def compiled(self, code: bytes) -> None:
+        """The service compiled its source, and this is the marshalled code object."""
+
+    def ended(self, process: Process, ending: Ending) -> None:
+        """The process is gone."""
+
+    @property
+    def saturated(self) -> bool:
+        return False
+
+    async def drained(self) -> None:
+        return
+
+
+NOBODY = Owner()
+
+
+class Process(asyncio.Protocol):
+    """One child, blank at first, then a loaded service.
+
+    Attributes:
+        pending: message id -> future of a call, or None for a cast: the mailbox, until each is handled.
+        exited: done with its Ending as soon as the process is gone.
+    """
+
+    def __init__(self, zygote: ZygoteClient, limits: LinkLimits) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._zygote = zygote
+        self.limits = limits
+        self.owner: Owner = NOBODY
+        self.child: Child = Child(0, -1)
+        self.pending: dict[int, asyncio.Future[bytes] | None] = {}
+        self.calls_pending = 0
+        self.exited: asyncio.Future[Ending] = self._loop.create_future()
+        self.stopping = False
+        self.started_at = time.monotonic()
+        self._loading: asyncio.Future[Any] | None = None
+        self._next_id = 0
+        self._reader = FrameReader(limits.frame_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._pipes: list[PipeReader] = []
+        self._exit_task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.child.pidfd >= 0
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Have the zygote fork it.
+
+        Raises:
+            InternalError: no process could be made; nothing is left of the try.
+        """
+        ours, theirs = socket.socketpair()
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            self.child = await self._zygote.fork(theirs.fileno(), out_write, err_write)
+        except BaseException:
+            ours.close()
+            os.close(out_read)
+            os.close(err_read)
+            raise
+        finally:
+            theirs.close()
+            os.close(out_write)
+            os.close(err_write)
+        ours.setblocking(False)
+        await self._loop.create_unix_connection(lambda: self, sock=ours)
+        for stream, fd in (("stdout", out_read), ("stderr", err_read)):
+            reader = PipeReader(stream, self, self.limits.line_bytes)
+            await self._loop.connect_read_pipe(lambda made=reader: made, os.fdopen(fd, "rb", 0))  # type: ignore[misc]
+            self._pipes.append(reader)
+        self._loop.add_reader(self.child.pidfd, self._exit_seen)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its base class
+
+    # -- output: the process is the sink of its own pipes, on behalf of whoever owns it --------------------------
+
+    @property
+    def saturated(self) -> bool:
+        return self.owner.saturated
+
+    async def drained(self) -> None:
+        await self.owner.drained()
+
+    def line(self, stream: str, text: str) -> None:
+        self.owner.line(stream, text)
+
+    # -- load and check ------------------------------------------------------------------------------------------
+
+    async def load(self, source: Source, owner: Owner, timeout_s: float) -> Description:
+        """Turn the blank into the service.
+
+        Raises:
+            DeployFailed: with diagnostics. The process is ended.
+        """
+        self.owner = owner
+        described = await self._order(Kind.LOAD, source, timeout_s, "load")
+        described["methods"] = frozenset(described["methods"])
+        return Description(**described)
+
+    async def check(self, source: Source, timeout_s: float) -> dict[str, Any]:
+        """Have the source compiled and its methods reported; the process ends with it.
+
+        Raises:
+            DeployFailed: the compiler did not come back in time, or took the process down.
+        """
+        try:
+            report: dict[str, Any] = await self._order(Kind.CHECK, source, timeout_s, "compile")
+            return report
+        finally:
+            self.kill()
+
+    async def _order(self, kind: Kind, source: Source, timeout_s: float, verb: str) -> Any:
+        self._loading = self._loop.create_future()
+        header = {
+            "tenant": source.tenant,
+            "service_id": source.service_id,
+            "filename": source.filename,
+            "work_dir": source.work_dir,
+            "result_bytes_max": self.limits.result_bytes,
+        }
+        self._write(frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code)))
+        try:
+            return await asyncio.wait_for(self._loading, timeout_s)
+        except TimeoutError:
+            raise _deploy_failed(f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)") from None
+        except _EndedEarlyError as error:
+            raise _deploy_failed(f"the process {error.ending} before the source had come up") from None
+        except FrameError as error:
+            raise _deploy_failed(f"the source broke its link to the kernel: {error}") from None
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            failed = self._loading.cancelled() or self._loading.exception() is not None
+            if failed:
+                self.kill()
+            self._loading = None
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def send_call(self, method: str, arguments: bytes) -> asyncio.Future[bytes]:
+        """Put a call into the mailbox; the future gets the JSON result, or a SoloError."""
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self.calls_pending += 1
+        self._send(Kind.CALL, method, arguments, future)
+        return future
+
+    def send_cast(self, method: str, arguments: bytes) -> None:
+        self._send(Kind.CAST, method, arguments, None)
+
+    def _send(self, kind: Kind, method: str, arguments: bytes, future: asyncio.Future[bytes] | None) -> None:
+        self._next_id = message_id = (self._next_id + 1) & 0xFFFFFFFF
+        self.pending[message_id] = future
+        self._write(frame(kind, message_id, message_body(method, arguments)))
+
+    def reply(self, message_id: int, body: bytes) -> None:
+        self._write(frame(Kind.REPLY, message_id, body))
+
+    def refuse(self, message_id: int, error: SoloError) -> None:
+        body = {"error": error.code, "message": error.message, "details": error.details}
+        if error.retry_after_ms is not None:
+            body["retry_after_ms"] = error.retry_after_ms
+        self._write(frame(Kind.REFUSAL, message_id, orjson.dumps(body)))
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the service has not yet taken off its link."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, message_id, body in self._reader.feed(data):
+                self._take(kind, message_id, body)
+        except (FrameError, ValueError, KeyError) as error:
+            self._broken(FrameError(str(error)))
+
+    def _take(self, kind: int, message_id: int, body: bytes) -> None:
+        if kind == Kind.RESULT:
+            self._settle(message_id, body, None)
+        elif kind == Kind.DONE:
+            self.pending.pop(message_id, None)
+        elif kind == Kind.ERROR:
+            self._settle(message_id, b"", _error_of(body))
+        elif kind == Kind.REQUEST:
+            self.owner.wants(self, message_id, body)
+        elif kind == Kind.LOG:
+            for line in body[: self.limits.line_bytes].decode("utf-8", "replace").split("\n"):
+                self.owner.line("log", line)
+        elif kind in (Kind.READY, Kind.REPORT):
+            self._loaded(orjson.loads(body), None)
+        elif kind == Kind.FAILED:
+            failed = orjson.loads(body)
+            self._loaded(None, _deploy_failed(failed["message"], failed["diagnostics"]))
+        elif kind == Kind.CODE:
+            self.owner.compiled(body)
+        else:
+            raise FrameError(f"a service does not send frames of kind {kind}")
+
+    def _settle(self, message_id: int, body: bytes, error: SoloError | None) -> None:
+        future = self.pending.pop(message_id, None)
+        if future is None:
+            return
+        self.calls_pending -= 1
+        if future.done():
+            return  # its caller gave up
+        if error is not None:
+            future.set_exception(error)
+        elif len(body) > self.limits.result_bytes:
+            future.set_exception(ServiceError(f"the result is over limits.max_result_bytes ({self.limits.result_bytes})"))
+        else:
+            future.set_result(body)
+
+    def _loaded(self, value: Any, error: Exception | None) -> None:
+        if self._loading is None or self._loading.done():
+            return
+        if error is not None:
+            self._loading.set_exception(error)
+        else:
+            self._loading.set_result(value)
+
+    def _broken(self, error: FrameError) -> None:
+        log.warning("pid %d broke its link: %s", self.pid, error)
+        self.owner.line("log", f"error the kernel ended this process: it broke its link ({error})")
+        self._loaded(None, error)
+        self.kill()
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """SIGKILL, at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.alive:
+            try:
+                signal.pidfd_send_signal(self.child.pidfd, number)
+            except ProcessLookupError:
+                return
+
+    async def stop(self, reason: str, grace_s: float) -> Ending:
+        """terminate(), then SIGTERM at half of the grace period, then SIGKILL at its end."""
+        self.stopping = True
+        self._write(frame(Kind.STOP, 0, orjson.dumps(reason)))
+        for number, wait_s in ((signal.SIGTERM, grace_s / 2), (signal.SIGKILL, grace_s / 2)):
+            done, _ = await asyncio.wait([self.exited], timeout=wait_s)
+            if done:
+                break
+            self._signal(number)
+        return await asyncio.shield(self.exited)
+
+    def _exit_seen(self) -> None:
+        self._loop.remove_reader(self.child.pidfd)
+        self._exit_task = self._loop.create_task(self._exit())
+
+    async def _exit(self) -> None:
+        try:
+            ending = Ending.of(await self._zygote.exit_status(self.child))
+        finally:
+            os.close(self.child.pidfd)
+            self.child.pidfd = -1
+        error = ServiceError(f"the service {ending} before it answered")
+        for future in self.pending.values():
+            if future is not None and not future.done():
+                future.set_exception(error)
+        self.pending.clear()
+        self.calls_pending = 0
+        self._loaded(None, _EndedEarlyError(ending))
+        self.exited.set_result(ending)
+        self.owner.ended(self, ending)
+        await self._close_io()
+
+    async def _close_io(self) -> None:
+        """Read what it said last, then let its descriptors go."""
+        if self._transport is not None:
+            self._transport.close()
+        if self._pipes:
+            await asyncio.wait([pipe.closed for pipe in self._pipes], timeout=OUTPUT_SECONDS_MAX)
+        for pipe in self._pipes:
+            pipe.close()
+
+
+class _EndedEarlyError(Exception):
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(str(ending))
+        self.ending = ending
+
+
+def _deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None) -> DeployFailed:
+    shown = diagnostics or [{"line": 0, "column": 0, "message": message, "text": ""}]
+    return DeployFailed(message, details={"diagnostics": shown})
+
+
+def _error_of(body: bytes) -> SoloError:
+    value = orjson.loads(body)
+    return ERRORS.get(value["error"], ServiceError)(value["message"], details=value.get("details"))

@@ -1,0 +1,351 @@
+"""One deployed service: the supervised life of its process, and its mailbox."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections import deque
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
+from solo_fast.domain.events import Event
+from solo_fast.domain.messages import Figures, ServiceState
+from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+RECENT_EVENTS = 10
+UNSENT_BYTES_MAX = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one service, resolved: the deploy's, else the tenant's, else the kernel's."""
+
+    max_restarts: int
+    max_seconds: int
+    startup_timeout_ms: int
+    shutdown_timeout_ms: int
+    mailbox_limit: int
+    max_in_flight: int
+
+
+@dataclass(slots=True)
+class Spec:
+    """What was deployed."""
+
+    tenant: str
+    service_id: str
+    filename: str
+    text: bytes
+    limits: Limits
+    metadata: dict[str, str]
+    version: int
+    work_dir: Path
+
+
+class House(Protocol):
+    """What a service needs of the room that it lives in: the supervisor."""
+
+    async def new_process(self) -> Process: ...
+    def refill(self) -> None: ...
+    def note(self, *events: Event) -> None: ...
+    def log_line(self, tenant: str, service_id: str, stream: str, line: str) -> None: ...
+    def serve_request(self, service: Service, process: Process, message_id: int, body: bytes) -> None: ...
+    def code_for(self, tenant: str, digest: bytes) -> bytes: ...
+    def keep_code(self, tenant: str, digest: bytes, code: bytes) -> None: ...
+    @property
+    def logs_saturated(self) -> bool: ...
+    async def logs_drained(self) -> None: ...
+
+
+class Service(Owner):
+    """A deployed service and its supervisor.
+
+    Its process may crash and be replaced; the service, its id, its limits and its figures stay.
+
+    Attributes:
+        state: what `status` shows. A service is alive while it is running.
+        restarts: how often its process was replaced after a crash.
+        requests_pending: what it has asked of the kernel and is not answered yet.
+        replacing: its successor is coming up.
+    """
+
+    def __init__(self, spec: Spec, house: House) -> None:
+        self.spec = spec
+        self.house = house
+        self.state: ServiceState = "starting"
+        self.created_at = self.updated_at = datetime.now(UTC)
+        self.restarts = 0
+        self.described: Description | None = None
+        self.requests_pending = 0
+        self.replacing = False
+        self._digest = hashlib.sha256(spec.text).digest()
+        self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
+        self._process: Process | None = None
+        self._waiting: deque[asyncio.Future[None]] = deque()  # messages that came while it restarts
+        self._restarting: asyncio.Task[None] | None = None
+        self._ended = False
+
+    @property
+    def process(self) -> Process | None:
+        return self._process
+
+    @property
+    def alive(self) -> bool:
+        return self.state == "running"
+
+    # -- coming up -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> Description:
+        """Bring a process up.
+
+        Raises:
+            DeployFailed: the source did not come up; no process is left.
+            InternalError: no process could be made.
+        """
+        spec = self.spec
+        code = self.house.code_for(spec.tenant, self._digest)
+        source = Source(spec.tenant, spec.service_id, spec.filename, spec.text, str(spec.work_dir), code)
+        process = await self.house.new_process()
+        self._process = process
+        try:
+            self.described = await process.load(source, self, spec.limits.startup_timeout_ms / 1000)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            self.house.refill()
+        self._become("running")
+        return self.described
+
+    def _become(self, state: ServiceState) -> None:
+        self.state = state
+        self.updated_at = datetime.now(UTC)
+        if state == "running" or state == "gave_up":
+            self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- what its process tells (Owner) --------------------------------------------------------------------------
+
+    def wants(self, process: Process, message_id: int, body: bytes) -> None:
+        self.house.serve_request(self, process, message_id, body)
+
+    def line(self, stream: str, text: str) -> None:
+        self.house.log_line(self.spec.tenant, self.spec.service_id, stream, text)
+
+    def compiled(self, code: bytes) -> None:
+        self.house.keep_code(self.spec.tenant, self._digest, code)
+
+    @property
+    def saturated(self) -> bool:
+        return self.house.logs_saturated
+
+    async def drained(self) -> None:
+        await self.house.logs_drained()
+
+    def ended(self, process: Process, ending: Ending) -> None:
+        if process is not self._process or process.stopping or self._ended or self.state == "starting":
+            return
+        if self.state == "restarting":
+            return  # it did not come up: _restart hears of it as a DeployFailed
+        self._crashed(ending)
+
+    # -- crash and restart ---------------------------------------------------------------------------------------
+
+    def _crashed(self, ending: Ending) -> None:
+        figures = {"exit_code": ending.exit_code, "signal": ending.signal, "restarts": self.restarts}
+        crash = self._event("service_crashed", figures)
+        self.house.note(crash)
+        self._restart_or_give_up(crash)
+
+    def _restart_or_give_up(self, cause: Event) -> None:
+        if self._intensity.crashed(time.monotonic()):
+            self._become("restarting")
+            self._restarting = asyncio.get_running_loop().create_task(self._restart(cause))
+            return
+        self._become("gave_up")
+        limits = self.spec.limits
+        payload = {"restarts": self.restarts, "max_restarts": limits.max_restarts, "max_seconds": limits.max_seconds}
+        self.house.note(self._event("service_gave_up", payload, cause))
+
+    async def _restart(self, cause: Event) -> None:
+        delay_s = self._intensity.delay_s()
+        if delay_s:
+            await asyncio.sleep(delay_s)
+        try:
+            await self.start()
+        except SoloError as error:
+            self._restarting = None
+            diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
+            payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
+            crash = self._event("service_crashed", payload, cause)
+            self.house.note(crash)
+            self._restart_or_give_up(crash)
+            return
+        self._restarting = None
+        self.restarts += 1
+        payload = {"restarts": self.restarts, "delay_ms": round(delay_s * 1000), "pid": self.pid}
+        self.house.note(self._event("service_restarted", payload, cause))
+
+    def _event(self, event_type: str, payload: dict[str, object], cause: Event | None = None) -> Event:
+        return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    @property
+    def mailbox_length(self) -> int:
+        return (len(self._process.pending) if self._process else 0) + len(self._waiting)
+
+    async def call(self, method: str, arguments: bytes, timeout_s: float) -> bytes:
+        """The method's result as JSON text.
+
+        Raises:
+            NotFound: no such method. InvalidRequest: the arguments don't fit. ServiceError: it raised, or it died.
+            TenantOverloaded: the mailbox is full. DeadlineExceeded: no answer within `timeout_s` seconds.
+        """
+        loop = asyncio.get_running_loop()
+        if self.state != "running":
+            deadline = loop.time() + timeout_s
+            await self._until_running(timeout_s)
+            timeout_s = max(0.0, deadline - loop.time())
+        process = self._admit(method)
+        if process.calls_pending >= self.spec.limits.max_in_flight:
+            raise TenantOverloaded(
+                f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try again later",
+                retry_after_ms=100,
+            )
+        future = process.send_call(method, arguments)
+        timer = loop.call_later(timeout_s, self._expire, future, method, timeout_s)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def _expire(self, future: asyncio.Future[bytes], method: str, timeout_s: float) -> None:
+        if not future.done():
+            future.set_exception(self._late(method, timeout_s))
+
+    def _late(self, method: str, timeout_s: float) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{self.spec.service_id}.{method} did not answer within {timeout_s * 1000:.0f} ms; it may still run"
+        )
+
+    async def cast(self, method: str, arguments: bytes) -> None:
+        """Put a message into the mailbox.
+
+        Raises:
+            NotFound, TenantOverloaded, ServiceError: as `call`, for what can be known before it is handled.
+        """
+        if self.state != "running":
+            await self._until_running(self.spec.limits.startup_timeout_ms / 1000)
+        self._admit(method).send_cast(method, arguments)
+
+    def _admit(self, method: str) -> Process:
+        assert self._process is not None
+        assert self.described is not None
+        if method not in self.described.methods:
+            known = ", ".join(sorted(self.described.methods)) or "none"
+            raise NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
+        if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
+            raise TenantOverloaded(
+                f"the mailbox of {self.spec.service_id} is full ({self.mailbox_length} messages); try again later",
+                retry_after_ms=100,
+            )
+        return self._process
+
+    async def _until_running(self, timeout_s: float) -> None:
+        """Wait, in the mailbox, for the restart that is under way."""
+        if self.state == "gave_up":
+            raise self._gave_up()
+        if len(self._waiting) >= self.spec.limits.mailbox_limit:
+            raise TenantOverloaded(f"the mailbox of {self.spec.service_id} is full while it restarts", retry_after_ms=500)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await asyncio.wait_for(waiter, timeout_s)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{self.spec.service_id} is {self.state} and did not come up within {timeout_s * 1000:.0f} ms"
+            ) from None
+        finally:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+        if self._ended:
+            raise NotFound(f"{self.spec.service_id} was killed")
+        if self.state != "running":
+            raise self._gave_up()
+
+    def _gave_up(self) -> ServiceError:
+        limits = self.spec.limits
+        return ServiceError(
+            f"{self.spec.service_id} was given up: it crashed more than {limits.max_restarts} times in "
+            f"{limits.max_seconds} s; see its logs, then deploy it again with replace",
+            details={"restarts": self.restarts},
+        )
+
+    # -- figures -------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    def figures(self) -> Figures:
+        process = self._process
+        running = process is not None and process.alive
+        return Figures(
+            memory_bytes=resident_bytes(self.pid) if running else 0,
+            message_queue_len=self.mailbox_length,
+            reductions=cpu_us(self.pid) if running else 0,
+            labels=self.spec.metadata,
+        )
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    async def end(self, reason: str, grace_s: float) -> None:
+        """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once."""
+        self._ended = True
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait([self._restarting])
+        self._wake_waiting()
+        process = self._process
+        if process is None or process.exited.done():
+            return
+        if grace_s <= 0 or self.state != "running":
+            process.stopping = True
+            process.kill()
+            await asyncio.shield(process.exited)
+            return
+        await process.stop(reason, grace_s)
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident set of a process; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+def cpu_us(pid: int) -> int:
+    """CPU time that a process has used, microseconds; 0 when it is gone.
+
+    Reads the process's own CPU clock, whose id clock_getcpuclockid(3) derives from the pid.
+    """
+    try:
+        return time.clock_gettime_ns((~pid << 3) | 2) // 1000
+    except OSError:
+        return 0

@@ -1,0 +1,286 @@
+"""All deployed services of this kernel: deploy, find, kill, and what they ask of the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from solo_fast._ext.registry import Services
+from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, ShuttingDown, TenantOverloaded
+from solo_fast.domain.events import Event
+from solo_fast.runtime.pool import WarmPool
+from solo_fast.runtime.process import LinkLimits, Process, Source
+from solo_fast.runtime.service import Limits, Service, Spec
+from solo_fast.runtime.zygote_client import ZygoteClient
+from solo_fast.store.eventstore import EventStore
+from solo_fast.store.logbook import LogBook
+
+CODE_BYTES_MAX = 32 * 1024 * 1024  # compiled code kept for restarts, all tenants
+CHECK_SECONDS = 5.0
+
+RequestHandler = Callable[[Service, Process, int, bytes], Coroutine[Any, Any, None]]
+
+log = logging.getLogger("solo.supervisor")
+
+
+class CodeCache:
+    """Marshalled code objects by tenant and source hash, least recently used out first.
+
+    By tenant, because a service process made them: what one tenant's process says is never run for another.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._kept: OrderedDict[tuple[str, bytes], bytes] = OrderedDict()
+
+    def get(self, tenant: str, digest: bytes) -> bytes:
+        key = (tenant, digest)
+        code = self._kept.get(key, b"")
+        if code:
+            self._kept.move_to_end(key)
+        return code
+
+    def put(self, tenant: str, digest: bytes, code: bytes) -> None:
+        key = (tenant, digest)
+        if key in self._kept or len(code) > self._bytes_max // 8:
+            return
+        self._kept[key] = code
+        self._bytes += len(code)
+        while self._bytes > self._bytes_max:
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+
+
+class Supervisor:
+    """Owns every Service, the warm pool, and the services' work directories.
+
+    Args:
+        work_root: folder under which each service gets its own working directory.
+        handle_request: carries out what a service asks through `self.solo`.
+    """
+
+    def __init__(
+        self,
+        *,
+        zygote: ZygoteClient,
+        store: EventStore,
+        logs: LogBook,
+        link_limits: LinkLimits,
+        warm_pool: int,
+        work_root: Path,
+        handle_request: RequestHandler,
+    ) -> None:
+        self.services = Services()
+        self._store = store
+        self._logs = logs
+        self._pool = WarmPool(zygote, link_limits, warm_pool)
+        self._work_root = work_root
+        self._handle_request = handle_request
+        self._codes = CodeCache(CODE_BYTES_MAX)
+        self._endings: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._work_dirs = 0
+        self._closing = False
+
+    def start(self) -> None:
+        shutil.rmtree(self._work_root, ignore_errors=True)  # of a kernel that was killed
+        self._work_root.mkdir(mode=0o700)
+        self._pool.refill()
+
+    # -- deploy and kill -----------------------------------------------------------------------------------------
+
+    async def deploy(
+        self,
+        tenant: str,
+        service_id: str,
+        *,
+        filename: str,
+        text: bytes,
+        limits: Limits,
+        metadata: dict[str, str],
+        replace: bool,
+        services_max: int,
+    ) -> Service:
+        """Bring a new service up and make it the one that `service_id` names.
+
+        With `replace`, the former one goes on serving until the new one is up, and is stopped then.
+
+        Raises:
+            AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
+            TenantOverloaded: the tenant has its limit of services.
+        """
+        if self._closing:
+            raise ShuttingDown("the kernel is shutting down and takes no deploys")
+        former = self.services.get(tenant, service_id)
+        if former is not None and (former.state == "starting" or former.replacing):
+            raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
+        if former is not None and not replace:
+            raise AlreadyExists(f"{service_id} is deployed already; deploy it with replace, or kill it first")
+        if former is None and self.services.count(tenant) >= services_max:
+            raise TenantOverloaded(f"tenant {tenant} has {services_max} services, its limits.services_per_tenant")
+        version = former.spec.version + 1 if former is not None else 1
+        work_dir = former.spec.work_dir if former is not None else self._new_work_dir(tenant, service_id)
+        spec = Spec(tenant, service_id, filename, text, limits, metadata, version, work_dir)
+        service = Service(spec, self)
+        self.services.put(tenant, service_id, service if former is None else former)
+        if former is not None:
+            former.replacing = True
+        try:
+            await self._come_up(service, replaced=former is not None)
+        except BaseException:
+            if former is None:
+                self.services.remove(tenant, service_id)
+                self._remove_work_dir(work_dir)
+            raise
+        finally:
+            if former is not None:
+                former.replacing = False
+        if former is not None:
+            if self.services.get(tenant, service_id) is not former:
+                await service.end("killed", 0)
+                raise NotFound(f"{service_id} was killed while it was being replaced")
+            service.created_at = former.created_at
+            self.services.put(tenant, service_id, service)
+            self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
+        return service
+
+    async def _come_up(self, service: Service, *, replaced: bool) -> None:
+        spec = service.spec
+        try:
+            described = await service.start()
+        except DeployFailed as error:
+            failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
+            await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
+            raise
+        deployed = {
+            "version": spec.version,
+            "kind": described.kind,
+            "methods": sorted(described.methods)[:100],
+            "source_sha256": hashlib.sha256(spec.text).hexdigest(),
+            "replaced": replaced,
+        }
+        cause = Event.new(spec.tenant, "service_deployed", spec.service_id, deployed)
+        started = Event.new(spec.tenant, "service_started", spec.service_id, {"pid": service.pid}, cause)
+        try:
+            await self._store.record(cause, started)
+        except BaseException:
+            await service.end("killed", 0)
+            raise
+
+    async def kill(self, tenant: str, service_id: str, *, grace_s: float | None, force: bool) -> float:
+        """Forget the service and end its process in the background; the grace period that it gets, seconds.
+
+        Raises:
+            NotFound: there is no such service.
+        """
+        service = self.find(tenant, service_id)
+        grace_s = service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s
+        grace_s = 0.0 if force else grace_s
+        self.services.remove(tenant, service_id)
+        self._in_background(self._end(service, grace_s))
+        payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
+        await self._store.record(Event.new(tenant, "service_killed", service_id, payload))
+        return grace_s
+
+    async def _end(self, service: Service, grace_s: float) -> None:
+        await service.end("killed", grace_s)
+        self._remove_work_dir(service.spec.work_dir)
+
+    def find(self, tenant: str, service_id: str) -> Service:
+        """The service of that id.
+
+        Raises:
+            NotFound: there is none, or it has not come up yet.
+        """
+        service: Service | None = self.services.get(tenant, service_id)
+        if service is None or service.state == "starting":
+            raise NotFound(f"there is no service {service_id!r} of tenant {tenant!r}; `list` shows what there is")
+        return service
+
+    async def check(self, filename: str, text: bytes) -> dict[str, Any]:
+        """Compile source and report its methods in a process of its own, which runs nothing of it."""
+        process = await self._pool.take()
+        source = Source("", "", filename, text, "/")
+        try:
+            return await process.check(source, CHECK_SECONDS)
+        finally:
+            self._pool.refill()
+
+    # -- the house of its services -------------------------------------------------------------------------------
+
+    async def new_process(self) -> Process:
+        return await self._pool.take()
+
+    def refill(self) -> None:
+        self._pool.refill()
+
+    def note(self, *events: Event) -> None:
+        self._store.record_soon(*events)
+
+    def log_line(self, tenant: str, service_id: str, stream: str, line: str) -> None:
+        self._logs.append(tenant, service_id, stream, line)
+
+    @property
+    def logs_saturated(self) -> bool:
+        return self._logs.saturated
+
+    async def logs_drained(self) -> None:
+        await self._logs.drained()
+
+    def code_for(self, tenant: str, digest: bytes) -> bytes:
+        return self._codes.get(tenant, digest)
+
+    def keep_code(self, tenant: str, digest: bytes, code: bytes) -> None:
+        self._codes.put(tenant, digest, code)
+
+    def serve_request(self, service: Service, process: Process, message_id: int, body: bytes) -> None:
+        task = asyncio.get_running_loop().create_task(self._handle_request(service, process, message_id, body))
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    # -- work directories ----------------------------------------------------------------------------------------
+
+    def _new_work_dir(self, tenant: str, service_id: str) -> Path:
+        """A fresh one each time, so that a service that is still ending never shares it with its successor."""
+        self._work_dirs += 1
+        path = self._work_root / f"{tenant}.{service_id}.{self._work_dirs}"[-200:]
+        path.mkdir(mode=0o700)
+        return path
+
+    def _remove_work_dir(self, path: Path) -> None:
+        self._in_background(asyncio.to_thread(shutil.rmtree, path, ignore_errors=True))
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    def kill_all(self) -> None:
+        """SIGKILL to every process, for a shutdown that can't wait."""
+        for service in self.services.all():
+            if service.process is not None:
+                service.process.stopping = True
+                service.process.kill()
+
+    async def close(self, grace_s: float | None) -> None:
+        """End every service, each within its own grace period or `grace_s`, and the pool."""
+        self._closing = True
+        ends = [
+            service.end("shutdown", service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s)
+            for service in self.services.all()
+        ]
+        await asyncio.gather(*ends)
+        for request in list(self._requests):
+            request.cancel()
+        await self._pool.close()
+        while self._endings:
+            await asyncio.wait(self._endings)
+        shutil.rmtree(self._work_root, ignore_errors=True)
