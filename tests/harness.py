@@ -26,7 +26,9 @@ def command() -> list[str]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SOLO_") or name == "SOLO_CACHE_DIR"}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("SOLO_") or name == "SOLO_CACHE_DIR"
+    }
     return {**kept, "PYTHONPATH": str(ROOT), **extra}
 
 
@@ -75,6 +77,7 @@ class Server:
     Attributes:
         http: base URL. host, http_port, grpc_port, pid, data_dir: where it is.
         log: what it wrote to stderr, so far.
+        ready_line, ready_after_s: what it printed, and how long after its start that was read.
     """
 
     def __init__(self, tmp_path: Path, *arguments: str, data_dir: Path | None = None, **env: str) -> None:
@@ -94,6 +97,7 @@ class Server:
     def start(self) -> None:
         port_file = self.tmp_path / f"ports-{time.monotonic_ns()}.json"
         self._stderr = (self.tmp_path / "kernel.log").open("ab")
+        began = time.monotonic()
         self.process = subprocess.Popen(
             [*command(), "serve", "--data-dir", str(self.data_dir), "--grpc-port", "0", "--http-port", "0",
              "--port-file", str(port_file), *self.arguments],
@@ -107,6 +111,7 @@ class Server:
         self.http = f"http://{self.host}:{self.http_port}"
         assert self.process.stdout is not None
         self.ready_line = self.process.stdout.readline().strip()
+        self.ready_after_s = time.monotonic() - began
 
     @property
     def log(self) -> str:

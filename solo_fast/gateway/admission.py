@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from solo_fast.operations.table import Operation
 
 
+FIRST_BYTES_S = 0.01
+"""How long a stream may take to begin (and to fail with a status of its own) before its client is told that it
+stands: by then the handler has subscribed."""
+
 _WHY = {
     "tenant_rate": "tenant {tenant} sends more than its {limit:g} requests a second",
     "tenant_in_flight": "tenant {tenant} already has {limit:g} requests in flight, its limit",

@@ -6,7 +6,7 @@ Streams are written in plain loops, not yielded: grpc.aio's handling of compiled
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from solo_fast.domain.errors import DeadlineExceeded, InvalidRequest, ShuttingDown, SoloError
-from solo_fast.gateway.admission import admitted, admitted_stream, internal_error
+from solo_fast.domain.errors import DeadlineExceeded, ShuttingDown, SoloError
+from solo_fast.gateway.admission import FIRST_BYTES_S, admitted, admitted_stream, internal_error
 from solo_fast.gateway.identity import TENANT_HEADER, caller_of, duplicated
 from solo_fast.gateway.projection import RequestPlan, ResponsePlan
 from solo_fast.gateway.wire import solo_pb2
@@ -27,17 +27,19 @@ if TYPE_CHECKING:
     from solo_fast.kernel import Kernel
     from solo_fast.operations.caller import Caller
 
+    _Context = grpc.aio.ServicerContext[Any, Any]
+
 SERVICE = "solo.v1.SoloKernel"
 
 _SLACK_BYTES = 64 * 1024
 """What a message's other fields may weigh beside the one that has a limit of its own."""
 
+_STATE_POLL_S = 0.05
 _DESCRIPTOR = solo_pb2.DESCRIPTOR.services_by_name["SoloKernel"]
 _MESSAGE_CHARACTERS = 1024
 _DETAILS_BYTES = 4096
 """gRPC refuses trailers of more than 8 KiB; message and details together stay well under."""
 
-_Context = grpc.aio.ServicerContext
 _Handler = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -121,60 +123,82 @@ def _unary(kernel: Kernel, operation: Operation, request_plan: RequestPlan, resp
             if error.grpc_status == "OK":
                 return response_plan.failure(error, request)
             return await _abort(context, error)
-        except asyncio.CancelledError:
-            if context.cancelled():
-                raise
-            return await _abort(context, _stopped())
         except Exception as error:
             return await _abort(context, internal_error(kernel, operation.name, error))
 
     return handle
 
 
-def _stream(kernel: Kernel, operation: Operation, request_plan: RequestPlan, response_plan: ResponsePlan) -> _Handler:
+class _Streams:
+    """The streams that are open now, so that the kernel's stop can end them with a word."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.stopping = False
+
+    def stop(self) -> None:
+        """Cancel them all; each tells its client that the kernel stops."""
+        self.stopping = True
+        for task in self.tasks:
+            task.cancel("kernel stops")
+
+
+def _stream(
+    kernel: Kernel, operation: Operation, request_plan: RequestPlan, response_plan: ResponsePlan, streams: _Streams
+) -> _Handler:
     async def handle(message: Any, context: _Context) -> None:
-        items = None
+        items = hello = None
+        task = asyncio.current_task()
+        assert task is not None
+        streams.tasks.add(task)
         try:
             caller = _caller(operation, context)
             items = admitted_stream(kernel, operation, caller, request_plan(message))
             hello = asyncio.create_task(_greet(context))
-            try:
-                async for item in items:
-                    await context.write(response_plan(item))
-            finally:
-                hello.cancel()
+            async for item in items:
+                await context.write(response_plan(item))
         except SoloError as error:
             await _abort(context, error)
         except asyncio.CancelledError:
-            if context.cancelled():
+            if not streams.stopping:
                 raise
-            await _abort(context, _stopped())
+            task.uncancel()
+            await _abort(context, ShuttingDown("the kernel is shutting down", retry_after_ms=1000))
         except Exception as error:
             await _abort(context, internal_error(kernel, operation.name, error))
         finally:
+            streams.tasks.discard(task)
+            if hello is not None:
+                hello.cancel()
             if items is not None:
                 await items.aclose()
 
     return handle
 
 
-def _stopped() -> ShuttingDown:
-    return ShuttingDown("the kernel stopped before this was done", retry_after_ms=1000)
+async def _greet(context: _Context) -> None:
+    """Tell the client that its stream stands, though nothing has happened yet."""
+    await asyncio.sleep(FIRST_BYTES_S)
+    with contextlib.suppress(grpc.aio.UsageError):  # the first message was faster, and brought the same
+        await context.send_initial_metadata(())
 
 
-def _handlers(kernel: Kernel) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+def _handlers(kernel: Kernel, streams: _Streams) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     handlers = {}
     for operation in TABLE:
         if not operation.rpc:
             continue
         method = _DESCRIPTOR.methods_by_name[operation.rpc]
         plans = RequestPlan(operation, method.input_type), ResponsePlan(operation, method.output_type)
-        make = grpc.unary_stream_rpc_method_handler if operation.streams else grpc.unary_unary_rpc_method_handler
-        handlers[operation.rpc] = make(
-            (_stream if operation.streams else _unary)(kernel, operation, *plans),
-            request_deserializer=getattr(solo_pb2, method.input_type.name).FromString,
-            response_serializer=getattr(solo_pb2, method.output_type.name).SerializeToString,
-        )
+        wire = {
+            "request_deserializer": getattr(solo_pb2, method.input_type.name).FromString,
+            "response_serializer": getattr(solo_pb2, method.output_type.name).SerializeToString,
+        }
+        if operation.streams:
+            handler = grpc.unary_stream_rpc_method_handler(_stream(kernel, operation, *plans, streams), **wire)
+        else:
+            handler = grpc.unary_unary_rpc_method_handler(_unary(kernel, operation, *plans), **wire)
+        handlers[operation.rpc] = handler
     return handlers
 
 
@@ -219,6 +243,8 @@ class GrpcGateway:
         self._kernel = kernel
         self._server: grpc.aio.Server | None = None
         self._health = _Health(kernel)
+        self._streams = _Streams()
+        self._announcing: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Accept RPCs; returns the port (another than `port` where that is 0).
@@ -234,7 +260,9 @@ class GrpcGateway:
                 ("grpc.so_reuseport", 0),
             )
         )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _handlers(self._kernel)),))
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, _handlers(self._kernel, self._streams)),)
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
@@ -252,14 +280,20 @@ class GrpcGateway:
         await server.start()
         self._server = server
         await self._health.update()
+        self._announcing = asyncio.create_task(self._announce())
         return int(bound)
 
-    async def state_changed(self) -> None:
-        """Tell those who watch grpc.health.v1; the kernel calls it when its state is another."""
+    async def _announce(self) -> None:
+        """Tell those who watch grpc.health.v1 when the kernel has come up."""
+        while self._kernel.state == "starting":  # noqa: ASYNC110  # the kernel's state is a plain word
+            await asyncio.sleep(_STATE_POLL_S)
         await self._health.update()
 
     async def stop(self, grace_s: float) -> None:
-        """Accept no more, let RPCs finish for up to `grace_s` seconds, cancel the rest."""
+        """Accept no more; end streams, let other RPCs finish for up to `grace_s` seconds, cancel the rest."""
+        if self._announcing is not None:
+            self._announcing.cancel()
         await self._health.enter_graceful_shutdown()
+        self._streams.stop()
         if self._server is not None:
             await self._server.stop(grace_s)

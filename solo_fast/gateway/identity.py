@@ -16,17 +16,17 @@ TENANT_HEADER = "x-tenant-id"
 
 
 @lru_cache(maxsize=4096)
-def tenant_of(value: str | bytes) -> str:
-    """The tenant that a header's value names; checked once per name, not once per request.
-
-    Raises:
-        InvalidRequest: it can't be a tenant's name; a bad name is not remembered.
-    """
-    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    return check_id(TENANT_HEADER, text)
+def _known(tenant: str | bytes, peer: str | tuple[str, int] | None) -> Caller:
+    """Checked and made once per client, not once per request; what is refused is not remembered."""
+    text = tenant.decode("utf-8", "backslashreplace") if isinstance(tenant, bytes) else tenant
+    return Caller(tenant=check_id(TENANT_HEADER, text), service_id="", peer=_address(peer))
 
 
-def caller_of(operation: Operation, tenant: str | bytes | None, peer: str) -> Caller:
+def _address(peer: str | tuple[str, int] | None) -> str:
+    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else peer or ""
+
+
+def caller_of(operation: Operation, tenant: str | bytes | None, peer: str | tuple[str, int] | None) -> Caller:
     """The caller of one request.
 
     Args:
@@ -38,13 +38,13 @@ def caller_of(operation: Operation, tenant: str | bytes | None, peer: str) -> Ca
         MissingTenant: the operation belongs to a tenant and none was named.
         InvalidRequest: the name can't be a tenant's.
     """
-    if tenant is None:
-        if operation.needs_tenant:
-            raise MissingTenant(
-                f"no tenant was named: send the header {TENANT_HEADER} (over gRPC: the metadata key of that name)"
-            )
-        return Caller(tenant="", service_id="", peer=peer)
-    return Caller(tenant=tenant_of(tenant), service_id="", peer=peer)
+    if tenant is not None:
+        return _known(tenant, peer)
+    if operation.needs_tenant:
+        raise MissingTenant(
+            f"no tenant was named: send the header {TENANT_HEADER} (over gRPC: the metadata key of that name)"
+        )
+    return Caller(tenant="", service_id="", peer=_address(peer))
 
 
 def duplicated(name: str) -> InvalidRequest:

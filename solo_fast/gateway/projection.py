@@ -1,7 +1,8 @@
 """gRPC messages <-> the plain structs of domain/messages.py, by plans that are made once per row.
 
 A request field that is zero on the wire takes the struct's default, because proto3 does not send zeros; only a bool's
-false is as good a word as true. The values' ranges are checked by the same declarations as REST's, so that no door lets through what the other refuses.
+false is as good a word as true. The values' ranges are checked by the same declarations as REST's, so that no door lets
+through what the other refuses.
 """
 
 from __future__ import annotations
@@ -223,4 +224,3 @@ def only_in_one(operation: Operation, request: Descriptor, response: Descriptor)
         renamed ^ {field.name for field in msgspec.structs.fields(operation.request)},
         answered ^ own,
     )
-

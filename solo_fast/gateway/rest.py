@@ -28,7 +28,7 @@ from solo_fast.domain.errors import (
     SoloError,
     TenantOverloaded,
 )
-from solo_fast.gateway.admission import admitted, admitted_stream, internal_error
+from solo_fast.gateway.admission import FIRST_BYTES_S, admitted, admitted_stream, internal_error
 from solo_fast.gateway.http_server import HttpServer
 from solo_fast.gateway.identity import TENANT_HEADER, caller_of, duplicated
 from solo_fast.gateway.problems import invalid
@@ -47,8 +47,6 @@ _Headers = dict[bytes, bytes]
 
 JSON = b"application/json"
 HEARTBEAT_S = 15.0
-FIRST_BYTES_S = 0.01
-"""How long a stream may take to fail with a status of its own before its first bytes promise success."""
 
 _MAX_QUERY_FIELDS = 200
 _TENANT = TENANT_HEADER.encode()
@@ -311,8 +309,7 @@ class _Rows:
         if row.when:
             query = [pair for pair in query if pair[0] not in row.when]
         operation = row.operation
-        client = scope["client"]
-        caller = caller_of(operation, headers.get(_TENANT), f"{client[0]}:{client[1]}" if client else "")
+        caller = caller_of(operation, headers.get(_TENANT), scope["client"])
         body = b""
         if b"content-length" in headers or b"transfer-encoding" in headers:
             body = await _read_body(headers, exchange.receive, self._application.max_request_bytes())
@@ -470,7 +467,7 @@ class _Node:
         return node
 
 
-class RestApplication(Application):  # type: ignore[misc]
+class RestApplication(Application):
     """The ASGI application: BlackSheep's, with the table's own routing.
 
     Attributes:
@@ -567,9 +564,7 @@ def _pages(kernel: Kernel) -> dict[str, _Endpoint]:
     async def home(exchange: _Exchange) -> Response:
         if b"text/html" in exchange.headers.get(b"accept", b""):
             return Response(302, [(b"location", b"/docs")])
-        return json_response(
-            200, {"name": "solo", "version": __version__, "docs": "/docs", "openapi": "/openapi.json"}
-        )
+        return json_response(200, {"name": "solo", "version": __version__, "docs": "/docs", "openapi": "/openapi.json"})
 
     async def live(exchange: _Exchange) -> Response:
         return json_response(200, {"status": kernel.state})

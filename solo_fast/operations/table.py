@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Literal
 
 from solo_fast.domain import messages as m
+from solo_fast.domain.errors import AlreadyExists, DeadlineExceeded, DeployFailed, ServiceError, SoloError
 
 
 class Admission(IntEnum):
@@ -63,6 +64,7 @@ class Operation:
         grpc_names: protobuf field -> request field, where they differ.
         grpc_values: response fields whose gRPC value is fixed by the wire's history.
         deadline: request field (milliseconds) that the deadline of the RPC itself bounds.
+        errors: that this row in particular answers with, beside what any row can; for the documentation.
     """
 
     name: str
@@ -78,13 +80,15 @@ class Operation:
     grpc_names: Mapping[str, str] = field(default_factory=dict)
     grpc_values: Mapping[str, str] = field(default_factory=dict)
     deadline: str = ""
+    errors: tuple[type[SoloError], ...] = ()
 
 
 _C, _R, _W, _K, _S = Admission.CONTROL, Admission.READ, Admission.WRITE, Admission.CALL, Admission.STREAM
 
 TABLE: tuple[Operation, ...] = (
     Operation("deploy", "Deploy a service from source.", "service:deploy", _W, m.DeployRequest, m.DeployResponse,
-              rpc="Deploy", http=Http("POST", "/services", 201, body="json"), grpc_values={"status": "ok"}),
+              rpc="Deploy", http=Http("POST", "/services", 201, body="json"), grpc_values={"status": "ok"},
+              errors=(AlreadyExists, DeployFailed)),
     Operation("status", "One service, with its figures and recent events.", "service:read", _R,
               m.StatusRequest, m.StatusResponse, rpc="Status", http=Http("GET", "/services/{service_id}")),
     Operation("list", "The tenant's services, by page.", "service:read", _R, m.ListRequest, m.ListResponse,
@@ -94,7 +98,8 @@ TABLE: tuple[Operation, ...] = (
               grpc_names={"timeout_ms": "grace_ms"}, grpc_values={"status": "ok"}),
     Operation("call", "Call a method and wait for its result.", "service:call", _K, m.CallRequest, m.CallResponse,
               rpc="Call", http=Http("POST", "/services/{service_id}/call/{method}", body="arguments",
-                                    headers={"x-timeout-ms": "timeout_ms"}), deadline="timeout_ms"),
+                                    headers={"x-timeout-ms": "timeout_ms"}), deadline="timeout_ms",
+              errors=(ServiceError, DeadlineExceeded)),
     Operation("cast", "Send a message to a method and don't wait.", "service:call", _K, m.CastRequest, m.CastResponse,
               rpc="Cast", http=Http("POST", "/services/{service_id}/cast/{method}", 202, body="arguments")),
     Operation("check", "Compile source and report its methods, without running it.", "service:deploy", _R,

@@ -19,9 +19,9 @@ from typing import Any
 import orjson
 
 from solo_fast.runtime import contract
-from solo_fast.runtime.frames import Kind, split_load
+from solo_fast.runtime.frames import Kind, frame, load_body, message_body, split_load
 from solo_fast.runtime.inside import Inside, Link, encode
-from solo_fast.runtime.loops import AsyncLoop, Loaded, PlainLoop, leave, maybe_await
+from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
 from solo_fast.service import Service
 
 LINK_FD = 3
@@ -30,10 +30,14 @@ _SCRATCH_FD = 200  # above every descriptor of the zygote, so that placing one n
 F_SETSIG = 10
 
 
-def become_blank(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> None:
+def become_blank(
+    link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int, fork_hooks: list[dict[str, Any]]
+) -> None:
     """Set the freshly forked process up, and never return."""
     try:
         os.setsid()
+        for hooks in fork_hooks:
+            os.register_at_fork(**hooks)
         _place_descriptors(link_fd, stdout_fd, stderr_fd, lifeline_fd)
         _tie_to_kernel()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
@@ -43,7 +47,7 @@ def become_blank(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int)
         _serve(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=LINK_FD))
     except SystemExit as error:  # sys.exit() in a method: the process ends, and its supervisor decides
         leave(error.code if isinstance(error.code, int) else 1)
-    except BaseException:  # noqa: BLE001 - the last line of defence: a traceback in the log and exit code 1
+    except BaseException:
         sys.excepthook(*sys.exc_info())
     leave(1)
 
@@ -91,53 +95,59 @@ class Order:
 
 
 def _serve(sock: socket.socket) -> None:
-    header_limit = 1 << 30  # the kernel is trusted; its own limits are already applied to what it sends
-    link = Link(sock, header_limit)
-    while not link.inbox:
-        link.receive()
-    kind, _, body = link.inbox.popleft()
-    header, source, code = split_load(body)
-    order = Order(**orjson.loads(header), source=source.decode(), code=code)
+    link = Link(sock)
+    link.receive(socket.MSG_DONTWAIT)
+    if not link.inbox:
+        rehearse()
+    link.speak_for_this_process_only()
+    kind, order = _next_order(link)
     if kind == Kind.CHECK:
         link.send(Kind.REPORT, 0, encode(contract.report(order.source, order.filename)))
         leave(0)
-    _name_process(order)
     _enter(order)
     try:
-        _run(order, link)
+        loaded, is_async, marshalled = _load(order)
+        if is_async:
+            asyncio.run(_come_up_async(order, link, loaded, marshalled))
+        else:
+            _come_up_plain(order, link, loaded, marshalled).run(loaded)
     except contract.ContractError as error:
         link.send(Kind.FAILED, 0, encode({"message": error.message, "diagnostics": error.diagnostics}))
         leave(1)
 
 
-def _name_process(order: Order) -> None:
-    with open("/proc/self/comm", "w") as comm:
-        comm.write(f"{order.tenant}/{order.service_id}"[:15])
+def _next_order(link: Link) -> tuple[int, Order]:
+    while not link.inbox:
+        link.receive()
+    kind, _, body = link.inbox.popleft()
+    header, source, code = split_load(body)
+    return kind, Order(**orjson.loads(header), source=source.decode(), code=code)
 
 
 def _enter(order: Order) -> None:
+    """Take the service's name, working directory and environment. The zygote's own environment has nothing else."""
+    comm = os.open("/proc/self/comm", os.O_WRONLY)
+    os.write(comm, f"{order.tenant}/{order.service_id}"[:15].encode())
+    os.close(comm)
     os.chdir(order.work_dir)
-    os.environ.clear()
-    os.environ.update(
-        HOME=order.work_dir,
-        LANG="C.UTF-8",
-        PATH="/usr/local/bin:/usr/bin:/bin",
-        SOLO_SERVICE_ID=order.service_id,
-        SOLO_TENANT=order.tenant,
-        TMPDIR=order.work_dir,
-    )
+    os.environ["HOME"] = os.environ["TMPDIR"] = order.work_dir
+    os.environ["SOLO_SERVICE_ID"] = order.service_id
+    os.environ["SOLO_TENANT"] = order.tenant
     sys.argv = [order.filename]
 
 
-def _code_of(order: Order) -> tuple[Any, bool]:
-    """The code object, and whether the kernel has it already."""
+def _load(order: Order) -> tuple[Loaded, bool, bytes]:
+    """Compile (unless the kernel kept the code object), execute and look at the module.
+
+    Returns:
+        the module's callables, whether it needs asyncio, and the marshalled code object if it is news to the kernel.
+    """
     if order.code:
-        return marshal.loads(order.code), True  # noqa: S302 - our own, of this tenant's same source
-    return contract.compile_source(order.source, order.filename), False
-
-
-def _run(order: Order, link: Link) -> None:
-    code, known = _code_of(order)
+        code = marshal.loads(order.code)  # noqa: S302 - our own, of this tenant's same source
+        marshalled = b""
+    else:
+        code = contract.compile_source(order.source, order.filename)
+        marshalled = marshal.dumps(code)
     module = contract.execute(code, order.source, order.filename)
     cls = contract.service_class(module)
     main = contract.main_of(module)
@@ -149,17 +159,13 @@ def _run(order: Order, link: Link) -> None:
     is_async = (
         main is not None
         or any(c.is_async for c in callees.values())
-        or any(asyncio.iscoroutinefunction(f) for f in lifecycle)
+        or any(contract.is_coroutine_function(f) for f in lifecycle)
     )
     loaded = Loaded(order.filename, callees, instance, main, order.result_bytes_max, bool(cls and cls.concurrent))
-    marshalled = b"" if known else marshal.dumps(code)
-    if is_async:
-        asyncio.run(_come_up_async(order, link, loaded, marshalled))
-    else:
-        _come_up_plain(order, link, loaded, marshalled)
+    return loaded, is_async, marshalled
 
 
-def _come_up_plain(order: Order, link: Link, loaded: Loaded, marshalled: bytes) -> None:
+def _come_up_plain(order: Order, link: Link, loaded: Loaded, marshalled: bytes) -> PlainLoop:
     loop = PlainLoop(link)
     inside = Inside(link, order.tenant, order.service_id, loop.schedule)
     if loaded.instance is not None:
@@ -169,7 +175,7 @@ def _come_up_plain(order: Order, link: Link, loaded: Loaded, marshalled: bytes) 
         except BaseException as error:
             raise contract.failure(error, order.filename, order.source, "running init()") from error
     _announce(link, loaded, marshalled, is_async=False)
-    loop.run(loaded)
+    return loop
 
 
 async def _come_up_async(order: Order, link: Link, loaded: Loaded, marshalled: bytes) -> None:
@@ -203,3 +209,41 @@ def _announce(link: Link, loaded: Loaded, marshalled: bytes, *, is_async: bool) 
     link.send(Kind.READY, 0, encode(described))
     if marshalled:
         link.send(Kind.CODE, 0, marshalled)
+
+
+REHEARSAL = b"""
+from solo_fast import Service
+
+class Rehearsal(Service):
+    def init(self):
+        self.value = 0
+
+    def add(self, by: int = 1) -> int:
+        self.value += by
+        return self.value
+"""
+
+
+def rehearse() -> None:
+    """Deploy and call a small service once, within this process and over a socket pair.
+
+    A forked child shares the zygote's pages until it writes to them, and Python writes to what it merely looks at.
+    The hundreds of page faults of a first deploy happen here, while the child is blank and nobody waits. In the
+    zygote itself it lets the interpreter specialise the code that all its children run.
+    """
+    header = {"tenant": "", "service_id": "blank", "filename": "blank.py", "work_dir": "/", "result_bytes_max": 100}
+    kernel_end, service_end = socket.socketpair()
+    with kernel_end, service_end:
+        kernel_end.sendall(frame(Kind.LOAD, 0, load_body(orjson.dumps(header), REHEARSAL, b"")))
+        kernel_end.sendall(frame(Kind.CALL, 1, message_body("add", b'{"by": 2}')))
+        link = Link(service_end)
+        _, order = _next_order(link)
+        _enter(order)
+        loaded, _, marshalled = _load(order)
+        _come_up_plain(order, link, loaded, marshalled)
+        handler = Handler(loaded, link)
+        while not link.inbox:
+            link.receive()
+        _, message_id, body = link.inbox.popleft()
+        handler.call_now(message_id, body, cast=False)
+    contract.forget(order.filename)

@@ -72,6 +72,12 @@ def remember_source(source: str, filename: str) -> None:
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
 
 
+def forget(filename: str) -> None:
+    """Undo what `execute` left in this interpreter."""
+    del sys.modules[MODULE_NAME]
+    del linecache.cache[filename]
+
+
 def failure(error: BaseException, filename: str, source: str, doing: str) -> ContractError:
     """`error`, raised by user code while `doing`, as diagnostics that name the user's own line."""
     place = next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == filename), None)
@@ -101,8 +107,7 @@ def execute(code: CodeType, source: str, filename: str) -> ModuleType:
 
 # -- what is callable --------------------------------------------------------------------------------------------
 
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+CO_VARARGS, CO_VARKEYWORDS, CO_COROUTINE = 0x04, 0x08, 0x80  # as in inspect, which a plain service need not touch
 
 
 @dataclass(slots=True)
@@ -119,17 +124,17 @@ class Callee:
     name: str
     call: Callable[..., Any]
     is_async: bool
-    signature: inspect.Signature
     required: frozenset[str]
     allowed: frozenset[str] | None
     positional: tuple[int, int] | None
 
     def misfit(self, args: Iterable[Any], kwargs: dict[str, Any]) -> str:
         """Why the arguments don't fit the signature; empty where they do."""
+        signature = inspect.signature(self.call)
         try:
-            self.signature.bind(*args, **kwargs)
+            signature.bind(*args, **kwargs)
         except TypeError as error:
-            return f"{self.name}{self.signature}: {error}"
+            return f"{self.name}{signature}: {error}"
         return ""
 
     def fits(self, args: list[Any], kwargs: dict[str, Any]) -> bool:
@@ -140,24 +145,39 @@ class Callee:
         return names >= self.required and (self.allowed is None or names <= self.allowed)
 
 
-def callee(name: str, function: Callable[..., Any]) -> Callee:
-    signature = inspect.signature(function)
-    parameters = signature.parameters.values()
-    must = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    positional_only = [p for p in must if p.kind is p.POSITIONAL_ONLY]
-    keyword_only = [p for p in must if p.kind is p.KEYWORD_ONLY]
-    simple = not keyword_only and not any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    places = [p for p in parameters if p.kind in _POSITIONAL]
+NEVER = frozenset((" ",))  # no argument has this name: `fits` never says yes, and the signature decides
+
+
+def is_coroutine_function(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and bool(code.co_flags & CO_COROUTINE)
+
+
+def callee(name: str, bound: Callable[..., Any]) -> Callee:
+    """What `fits` needs, read off the code object.
+
+    inspect.signature would touch half a megabyte of pages that this process otherwise shares with all others; it is
+    left to the refusals, and to functions whose true signature lies behind a decorator.
+    """
+    function: Any = getattr(bound, "__func__", bound)
+    is_async = is_coroutine_function(function)
+    if not isinstance(function, FunctionType) or function.__dict__:
+        return Callee(name, bound, is_async, NEVER, frozenset(), None)
+    code = function.__code__
+    skipped = 0 if function is bound else 1
+    places = code.co_varnames[skipped : code.co_argcount]
+    by_name = code.co_varnames[max(skipped, code.co_posonlyargcount) : code.co_argcount + code.co_kwonlyargcount]
+    must = places[: max(0, len(places) - len(function.__defaults__ or ()))]
+    keyword_only = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    must_by_name = [word for word in keyword_only if word not in (function.__kwdefaults__ or ())]
+    required = frozenset((*must, *must_by_name))
     return Callee(
         name=name,
-        call=function,
-        is_async=inspect.iscoroutinefunction(function),
-        signature=signature,
-        # A positional-only parameter without default can't be given by name: an impossible name makes `fits` say so.
-        required=frozenset(p.name if p not in positional_only else f" {p.name}" for p in must),
-        allowed=None if open_ended else frozenset(p.name for p in parameters if p.kind in _BY_NAME),
-        positional=(len([p for p in must if p.kind in _POSITIONAL]), len(places)) if simple else None,
+        call=bound,
+        is_async=is_async,
+        required=required if required.issubset(by_name) else NEVER,
+        allowed=None if code.co_flags & CO_VARKEYWORDS else frozenset(by_name),
+        positional=None if must_by_name or code.co_flags & CO_VARARGS else (len(must), len(places)),
     )
 
 
@@ -207,7 +227,7 @@ def functions_of(module: ModuleType) -> dict[str, Callee]:
 def main_of(module: ModuleType) -> Callable[[Any], Any] | None:
     """The module's `async def main(solo)`, which runs for as long as the service lives."""
     main = vars(module).get("main")
-    return main if inspect.iscoroutinefunction(main) and _mine(module, main) else None
+    return main if is_coroutine_function(main) and _mine(module, main) else None
 
 
 def nothing_callable(source_name: str) -> ContractError:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from enum import IntEnum
 
 HEADER = struct.Struct("<IBI")
 _LENGTH_COVERS = HEADER.size - 4
 U32 = struct.Struct("<I")
 
 
-class Kind(IntEnum):
+class Kind:
+    """What a frame is. Plain integers: an enum's members cost a service process pages and time."""
+
     # kernel to service
     LOAD = 1  # u32 length of a JSON header, the header, source, marshalled code object (or nothing)
     CALL = 2

@@ -18,6 +18,7 @@ from solo_fast.domain.errors import ERRORS, InvalidRequest, ServiceError, SoloEr
 from solo_fast.runtime.frames import FrameReader, Kind, frame
 
 RECEIVE_BYTES = 65_536
+FRAME_BYTES_MAX = 1 << 30  # the kernel is trusted: its own limits are already applied to what it sends
 
 
 def encode(value: Any) -> bytes:
@@ -83,18 +84,19 @@ class Link:
 
     Args:
         sock: blocking stream socket.
-        limit: largest frame body, bytes.
     """
 
-    def __init__(self, sock: socket.socket, limit: int) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.inbox: deque[tuple[int, int, Any]] = deque()
         self.waiters: dict[int, Waiter] = {}
-        self._reader = FrameReader(limit)
+        self._reader = FrameReader(FRAME_BYTES_MAX)
         self._sending = threading.Lock()
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
-        # A copy of this process that user code forks must not speak for it.
+
+    def speak_for_this_process_only(self) -> None:
+        """A copy of this process that user code forks must not use the link."""
         os.register_at_fork(after_in_child=self._disown)
 
     def _disown(self) -> None:

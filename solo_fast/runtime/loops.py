@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from solo_fast.runtime.contract import Callee
+from solo_fast.runtime.contract import Callee, is_coroutine_function
 from solo_fast.runtime.frames import Kind, split_message
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.service import Service
@@ -128,7 +128,9 @@ class Handler:
             self.link.send(Kind.ERROR, message_id, body)
             return
         if len(body) > self.loaded.result_bytes_max:
-            message = f"the result has {len(body)} bytes, more than limits.max_result_bytes ({self.loaded.result_bytes_max})"
+            message = (
+                f"the result has {len(body)} bytes, more than limits.max_result_bytes ({self.loaded.result_bytes_max})"
+            )
             self.link.send(Kind.ERROR, message_id, encode({"error": "payload_too_large", "message": message}))
             return
         self.link.send(Kind.RESULT, message_id, body)
@@ -148,7 +150,7 @@ class Handler:
         target, args, kwargs = ready
         try:
             value = target.call(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - it is the caller's answer
+        except Exception as error:
             self.failed(message_id, error, cast=cast)
         else:
             self.answer(message_id, value, cast=cast)
@@ -209,7 +211,7 @@ class PlainLoop:
     def _inform(handler: Handler, instance: Service, message: Any) -> None:
         try:
             instance.handle_info(message)
-        except Exception as error:  # noqa: BLE001 - reported in the service's own log
+        except Exception as error:
             handler.complain(error)
 
     @staticmethod
@@ -217,7 +219,7 @@ class PlainLoop:
         if loaded.instance is not None:
             try:
                 loaded.instance.terminate(reason)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 handler.complain(error)
         leave_cleanly()
 
@@ -261,7 +263,7 @@ class AsyncLoop:
             return
         except SystemExit as error:
             leave(error.code if isinstance(error.code, int) else 1)
-        except BaseException as error:  # noqa: BLE001 - main ended: the service crashed
+        except BaseException as error:
             self.handler.complain(error)
             leave(1)
 
@@ -313,7 +315,7 @@ class AsyncLoop:
         target, args, kwargs = ready
         try:
             value = await target.call(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - it is the caller's answer
+        except Exception as error:
             self.handler.failed(message_id, error, cast=cast)
         except asyncio.CancelledError as error:
             self.handler.failed(message_id, RuntimeError(f"the method was cancelled: {error}"), cast=cast)
@@ -328,7 +330,7 @@ class AsyncLoop:
         """Call a lifecycle method, sync or async; what it raises goes to the service's log."""
         try:
             await maybe_await(self.inside, function, *args)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             self.handler.complain(error)
 
     async def _stop(self, reason: str) -> None:
@@ -345,7 +347,7 @@ class AsyncLoop:
 
 async def maybe_await(inside: Inside, function: Callable[..., Any], *args: Any) -> None:
     """Run a lifecycle method: blocking rules inside a sync one, awaiting rules inside an async one."""
-    if asyncio.iscoroutinefunction(function):
+    if is_coroutine_function(function):
         await function(*args)
         return
     inside.sync_depth += 1

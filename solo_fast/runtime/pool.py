@@ -58,7 +58,7 @@ class WarmPool:
             while len(self._blanks) < self._size and not self._closing:
                 self._blanks.append(await self._fork())
         except InternalError as error:
-            log.error("the warm pool can't be filled: %s", error)  # noqa: TRY400
+            log.error("the warm pool can't be filled: %s", error)
         finally:
             self._refilling = None
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import orjson
 
-from solo_fast.domain.errors import DeployFailed, ERRORS, InternalError, ServiceError, SoloError
+from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
@@ -208,7 +208,7 @@ class Process(asyncio.Protocol):
         finally:
             self.kill()
 
-    async def _order(self, kind: Kind, source: Source, timeout_s: float, verb: str) -> Any:
+    async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
         self._loading = self._loop.create_future()
         header = {
             "tenant": source.tenant,
@@ -221,7 +221,9 @@ class Process(asyncio.Protocol):
         try:
             return await asyncio.wait_for(self._loading, timeout_s)
         except TimeoutError:
-            raise _deploy_failed(f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)") from None
+            raise _deploy_failed(
+                f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
+            ) from None
         except _EndedEarlyError as error:
             raise _deploy_failed(f"the process {error.ending} before the source had come up") from None
         except FrameError as error:
@@ -247,7 +249,7 @@ class Process(asyncio.Protocol):
     def send_cast(self, method: str, arguments: bytes) -> None:
         self._send(Kind.CAST, method, arguments, None)
 
-    def _send(self, kind: Kind, method: str, arguments: bytes, future: asyncio.Future[bytes] | None) -> None:
+    def _send(self, kind: int, method: str, arguments: bytes, future: asyncio.Future[bytes] | None) -> None:
         self._next_id = message_id = (self._next_id + 1) & 0xFFFFFFFF
         self.pending[message_id] = future
         self._write(frame(kind, message_id, message_body(method, arguments)))
@@ -309,7 +311,9 @@ class Process(asyncio.Protocol):
         if error is not None:
             future.set_exception(error)
         elif len(body) > self.limits.result_bytes:
-            future.set_exception(ServiceError(f"the result is over limits.max_result_bytes ({self.limits.result_bytes})"))
+            future.set_exception(
+                ServiceError(f"the result is over limits.max_result_bytes ({self.limits.result_bytes})")
+            )
         else:
             future.set_result(body)
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 import time
 from collections import deque
-
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -223,7 +222,7 @@ class Service(Owner):
         process = self._admit(method)
         if process.calls_pending >= self.spec.limits.max_in_flight:
             raise TenantOverloaded(
-                f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try again later",
+                f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
                 retry_after_ms=100,
             )
         future = process.send_call(method, arguments)
@@ -270,7 +269,9 @@ class Service(Owner):
         if self.state == "gave_up":
             raise self._gave_up()
         if len(self._waiting) >= self.spec.limits.mailbox_limit:
-            raise TenantOverloaded(f"the mailbox of {self.spec.service_id} is full while it restarts", retry_after_ms=500)
+            raise TenantOverloaded(
+                f"the mailbox of {self.spec.service_id} is full while it restarts", retry_after_ms=500
+            )
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:

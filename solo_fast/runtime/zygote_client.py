@@ -134,7 +134,7 @@ class ZygoteClient:
         self._running.pop(child.pid, None)
         told = self._statuses.get(child.pid)
         try:
-            ended = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
+            ended = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - never waits
             if ended is not None:  # its zygote died, and it became ours
                 self._statuses.pop(child.pid, None)
                 await self._forget(child.pid)
@@ -218,7 +218,7 @@ class ZygoteClient:
                 await self.connect()
                 break
             except (OSError, InternalError) as error:
-                log.error("no new zygote yet: %s", error)  # noqa: TRY400
+                log.error("no new zygote yet: %s", error)
                 self._drop_control()
                 await asyncio.sleep(RESTART_SECONDS)
         self._restarting = None

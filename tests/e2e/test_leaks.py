@@ -1,0 +1,149 @@
+"""Nothing is left behind: processes, descriptors and files, counted before and after many deploys, good and bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ROOT, Server, descendants, eventually
+
+COUNTER = (ROOT / "examples" / "counter.py").read_text()
+DEPLOYS = 200
+FAILED_DEPLOYS = 50
+
+# Windows, drawing, joke and packaging modules that the binary leaves out, and says so to code that asks for them.
+LEFT_OUT = {
+    "_tkinter", "antigravity", "ensurepip", "idlelib", "lib2to3", "this", "tkinter", "turtle", "turtledemo", "venv",
+}  # fmt: skip
+
+BAD = {
+    "syntax error": ("def f(:\n", 422),
+    "exception on import": ("raise RuntimeError('no')\n", 422),
+    "infinite loop on import": ("while True: pass\n", 422),
+    "sys.exit on import": ("import sys\nsys.exit(3)\n", 422),
+    "os._exit on import": ("import os\nos._exit(3)\n", 422),
+    "fork on import": ("import os, time\nif os.fork() == 0:\n    time.sleep(600)\nraise RuntimeError('parent')\n", 422),
+    "daemon on import": (
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(600)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "raise RuntimeError('parent')\n",
+        422,
+    ),
+    "output flood on import": ("while True: print('x' * 1000)\n", 422),
+    "10 MB source": ("#" * 10_000_000 + "\n", 413),
+    "NUL bytes": ("a = 1\0\n", 422),
+}
+
+
+def holdings(server: Server) -> dict[str, int]:
+    """What the kernel has: processes below it, descriptors, files in its data directory but for the database's own."""
+    files = [path for path in server.data_dir.rglob("*") if not path.name.startswith("events.db")]
+    return {
+        "processes": len(descendants(server.pid)),
+        "descriptors": len(os.listdir(f"/proc/{server.pid}/fd")),
+        "zygote descriptors": len(os.listdir(f"/proc/{zygote(server)}/fd")),
+        "files": len(files),
+        "temporary": len(list(Path("/tmp").glob("solo*"))),
+    }
+
+
+def zygote(server: Server) -> int:
+    for pid in descendants(server.pid):
+        if os.getpgid(pid) == pid and Path(f"/proc/{pid}/comm").read_text().strip() == "solo-zygote":
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+            if parent == server.pid:
+                return pid
+    raise AssertionError("no zygote")
+
+
+def settled(server: Server, before: dict[str, int]) -> None:
+    try:
+        eventually(lambda: holdings(server) == before, "everything is released")
+    except AssertionError:
+        assert holdings(server) == before  # shows what is left
+        raise
+
+
+@pytest.fixture
+def warmed(own_server: Server) -> Server:
+    """A kernel that has done everything once, so that caches and the pool have their size."""
+    own_server.deploy("first", COUNTER)
+    own_server.call("first", "increment")
+    own_server.request("POST", "/services", {"service_id": "bad", "code": "1 / 0"})
+    own_server.request("DELETE", "/services/first")
+    pool = 8
+    eventually(lambda: len(descendants(own_server.pid)) == pool + 1, "the pool is full")
+    return own_server
+
+
+def test_deploys_calls_and_kills_leave_nothing(warmed):
+    before = holdings(warmed)
+    for number in range(DEPLOYS):
+        warmed.deploy(f"counter-{number}", COUNTER)
+    for number in range(DEPLOYS):
+        assert warmed.call(f"counter-{number}", "increment", {"by": number}) == number
+    assert warmed.request("GET", "/services?limit=1")[1]["total"] == DEPLOYS
+    for number in range(DEPLOYS):
+        assert warmed.request("DELETE", f"/services/counter-{number}")[0] == 202
+    settled(warmed, before)
+    assert warmed.request("GET", "/services")[1]["total"] == 0
+
+
+def test_failed_deploys_leave_nothing(warmed):
+    before = holdings(warmed)
+    for number in range(FAILED_DEPLOYS):
+        name, (code, expected) = list(BAD.items())[number % len(BAD)]
+        body = {"service_id": "bad", "code": code, "limits": {"startup_timeout_ms": 300}}
+        status, answer, _ = warmed.request("POST", "/services", body)
+        assert status == expected, (name, answer)
+        assert answer["message"], name
+    raw = b'{"service_id": "bad", "code": "a = \'\xff\'"}'
+    assert warmed.request("POST", "/services", raw)[0] == 400  # not UTF-8
+    settled(warmed, before)
+    assert warmed.request("GET", "/services")[1]["total"] == 0
+    warmed.deploy("fine", COUNTER)
+    assert warmed.call("fine", "increment") == 1
+
+
+def test_a_service_may_import_the_whole_standard_library(own_server):
+    """Each name that imports under a plain CPython imports in a service too."""
+    code = (
+        "import importlib, sys\n"
+        "def names(): return sorted(sys.stdlib_module_names)\n"
+        "def imports(name):\n"
+        "    try:\n"
+        "        importlib.import_module(name)\n"
+        "    except ImportError as error:\n"
+        "        return str(error)\n"
+        "    return ''\n"
+    )
+    own_server.deploy("stdlib", code)
+    expected = plain_imports() & set(own_server.call("stdlib", "names")) - LEFT_OUT
+    said = {name: own_server.call("stdlib", "imports", [name]) for name in sorted(expected)}
+    assert {name: why for name, why in said.items() if why} == {}
+    assert len(said) > 200
+
+
+def plain_imports() -> set[str]:
+    """What this machine's CPython can import of its own standard library."""
+    script = (
+        "import importlib, json, sys\n"
+        "found = []\n"
+        "for name in sorted(sys.stdlib_module_names - {'antigravity', 'this'}):\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ImportError: continue\n"
+        "    found.append(name)\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))

@@ -1,0 +1,127 @@
+"""Slots are given back however a request ends, and those who are shed are told when to come back."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from typing import Any
+
+import grpc
+import pytest
+
+from solo_fast.gateway.wire import solo_pb2 as pb
+from tests.gateway.clients import ECHO, TENANT, EventSource, in_flight, settles, stub
+from tests.harness import Server, eventually
+
+
+def half_a_call(server: Server, service_id: str) -> socket.socket:
+    sock = socket.create_connection((server.host, server.http_port))
+    head = f"POST /services/{service_id}/call/nap HTTP/1.1\r\nhost: x\r\nx-tenant-id: acme\r\ncontent-length: 4\r\n\r\n"
+    sock.sendall(head.encode() + b"[60]")
+    return sock
+
+
+def test_clients_that_vanish_in_mid_call_over_rest(server: Server) -> None:
+    server.deploy("gone", ECHO)
+    before = in_flight(server)
+    clients = [half_a_call(server, "gone") for _ in range(20)]
+    eventually(lambda: in_flight(server) >= before + 20, "twenty calls are in flight")
+    for client in clients:
+        client.close()
+    settles(server, before)
+    assert server.call("gone", "say", ["still here"]) == "still here"
+    assert "Traceback" not in server.log
+
+
+def test_clients_that_vanish_in_mid_call_over_grpc(server: Server) -> None:
+    server.deploy("gone-too", ECHO)
+    before = in_flight(server)
+    request = pb.CallRequest(service_id="gone-too", method="nap", arguments=b"[60]")
+    with stub(server) as client:
+        calls = [client.Call.future(request, metadata=TENANT) for _ in range(20)]
+        eventually(lambda: in_flight(server) >= before + 20, "twenty calls are in flight")
+        for call in calls[:10]:
+            call.cancel()
+        eventually(lambda: in_flight(server) <= before + 10, "cancelled calls are no longer in flight")
+    settles(server, before)
+    assert "Traceback" not in server.log
+
+
+def test_an_rpcs_own_deadline_bounds_the_call(server: Server) -> None:
+    server.deploy("bounded", ECHO)
+    before = in_flight(server)
+    with stub(server) as client:
+        request = pb.CallRequest(service_id="bounded", method="nap", arguments=b"[60]")
+        with pytest.raises(grpc.RpcError) as caught:
+            client.Call(request, metadata=TENANT, timeout=0.2)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    settles(server, before)
+
+
+def test_watchers_that_leave(server: Server) -> None:
+    before = in_flight(server)
+    sources = [EventSource(server, "/events") for _ in range(10)]
+    for source in sources:
+        next(source.blocks())
+    with stub(server) as client:
+        watches = [client.Watch(pb.WatchRequest(), metadata=TENANT) for _ in range(10)]
+        for watch in watches:
+            watch.initial_metadata()
+        assert in_flight(server) >= before + 20
+        for source in sources:
+            source.close()
+        for watch in watches:
+            watch.cancel()
+        settles(server, before)
+
+
+def test_errors_give_their_slots_back(server: Server) -> None:
+    before = in_flight(server)
+    for _ in range(50):
+        assert server.request("GET", "/services/nobody")[0] == 404
+        assert server.request("POST", "/services/nobody/call/x")[0] == 404
+    settles(server, before)
+
+
+def test_a_flood_is_shed_with_advice_and_hurts_nobody_else(tmp_path: Any) -> None:
+    config = tmp_path / "solo.toml"
+    config.write_text("[tenants.acme]\nmax_per_tenant = 3\n")
+    with Server(tmp_path, "--config", str(config)) as server:
+        server.deploy("busy", ECHO)
+        server.deploy("busy", ECHO, tenant="calm")
+        before = in_flight(server)
+        clients = [half_a_call(server, "busy") for _ in range(3)]
+        eventually(lambda: in_flight(server) >= before + 3, "the tenant's slots are taken")
+        status, body, headers = server.request("POST", "/services/busy/call/say", ["x"])
+        assert (status, body["error"]) == (429, "overloaded")
+        assert int(headers["retry-after"]) >= 1
+        assert headers["ratelimit-policy"].startswith(f'"{body["details"]["reason"]}";q=3')
+        assert ";r=0;t=" in headers["ratelimit"]
+        with stub(server) as client:
+            with pytest.raises(grpc.RpcError) as caught:
+                client.Call(pb.CallRequest(service_id="busy", method="say"), metadata=TENANT)
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            trailers = dict(caught.value.trailing_metadata())
+            assert int(trailers["grpc-retry-pushback-ms"]) > 0
+            assert json.loads(trailers["solo-error-details"])["limit"] == 3
+            client.Call(pb.CallRequest(service_id="busy", method="say"), metadata=(("x-tenant-id", "calm"),))
+        assert server.call("busy", "say", ["fine"], tenant="calm") == "fine"
+        assert server.request("DELETE", "/services/busy?force", tenant="acme")[0] == 202  # control is never shed
+        for client_socket in clients:
+            client_socket.close()
+        settles(server, before)
+
+
+def test_streams_end_and_calls_are_answered_when_the_kernel_stops(own_server: Server) -> None:
+    own_server.deploy("stopping", ECHO)
+    with EventSource(own_server, "/events?service_id=nobody") as source:
+        next(source.blocks())
+        rest: list[Any] = []
+        reader = threading.Thread(target=lambda: rest.extend(source.events()))
+        reader.start()
+        assert own_server.request("POST", "/shutdown", {"grace_period_ms": 200}, tenant=None)[0] == 202
+        reader.join(30)
+        assert not reader.is_alive()
+        assert rest == []
+    assert own_server.process.wait(30) == 0

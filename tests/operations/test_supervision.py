@@ -1,0 +1,221 @@
+"""Crashes, restarts, giving up; and what outlives whom."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from tests.harness import Server, descendants, eventually, running
+
+FRAGILE = """
+import os, signal, time
+value = 0
+
+def pid():
+    return os.getpid()
+
+def bump():
+    global value
+    value += 1
+    return value
+
+def die(how):
+    if how == "exit":
+        os._exit(7)
+    if how == "sysexit":
+        raise SystemExit(7)
+    os.kill(os.getpid(), getattr(signal, how))
+
+def nap(seconds):
+    time.sleep(seconds)
+
+def spin():
+    while True: pass
+"""
+
+
+def events(server: Server, service_id: str) -> list[dict]:
+    _, page, _ = server.request("GET", f"/events?format=json&service_id={service_id}&limit=1000")
+    return page["events"]
+
+
+@pytest.mark.parametrize(
+    ("how", "figures"),
+    [
+        ("exit", {"exit_code": 7, "signal": None}),
+        ("sysexit", {"exit_code": 7, "signal": None}),
+        ("SIGKILL", {"exit_code": None, "signal": "SIGKILL"}),
+        ("SIGSEGV", {"exit_code": None, "signal": "SIGSEGV"}),
+    ],
+)
+def test_a_crash_is_answered_reported_and_restarted(server, how, figures):
+    service = f"fragile-{how}".lower()
+    server.deploy(service, FRAGILE)
+    pid = server.call(service, "pid")
+    server.call(service, "bump")
+    status, body, _ = server.request("POST", f"/services/{service}/call/die", [how])
+    assert (status, body["error"]) == (502, "service_error")
+    assert server.call(service, "pid") != pid
+    assert server.call(service, "bump") == 1
+    eventually(lambda: server.status(service)["restarts"] == 1, "the restart is counted")
+    crashed, restarted = eventually(
+        lambda: [e for e in events(server, service) if e["event_type"] in ("service_crashed", "service_restarted")][:2],
+        "both events are stored",
+    )
+    assert figures.items() <= crashed["payload"].items()
+    assert restarted["causation_id"] == crashed["id"]
+
+
+def test_calls_in_flight_fail_and_later_ones_wait_for_the_restart(server):
+    server.deploy("flight", FRAGILE)
+    pid = server.call("flight", "pid")
+    outcome = []
+    caller = threading.Thread(
+        target=lambda: outcome.append(server.request("POST", "/services/flight/call/nap", [20])[:2])
+    )
+    caller.start()
+    eventually(lambda: server.status("flight")["message_queue_len"] == 1, "the call is in flight")
+    os.kill(pid, signal.SIGKILL)
+    caller.join()
+    assert server.call("flight", "bump") == 1
+    [(status, body)] = outcome
+    assert (status, body["error"]) == (502, "service_error")
+    assert "SIGKILL" in body["message"]
+
+
+def test_too_many_crashes_give_the_service_up(server):
+    server.deploy("hopeless", FRAGILE, limits={"max_restarts": 2, "max_seconds": 60})
+    for _ in range(3):
+        server.request("POST", "/services/hopeless/call/die", ["exit"])
+    eventually(lambda: server.status("hopeless")["status"] == "gave_up", "it is given up")
+    assert not server.status("hopeless")["alive"]
+    status, body, _ = server.request("POST", "/services/hopeless/call/pid")
+    assert (status, body["error"]) == (502, "service_error")
+    assert "given up" in body["message"]
+    last = eventually(lambda: [e for e in events(server, "hopeless") if e["event_type"] == "service_gave_up"], "event")
+    assert last[0]["payload"] == {"restarts": 2, "max_restarts": 2, "max_seconds": 60}
+    server.deploy("hopeless", FRAGILE, replace=True)
+    assert server.call("hopeless", "bump") == 1
+
+
+def test_a_restart_that_fails_counts_as_a_crash(server, tmp_path):
+    flag = tmp_path / "broken"
+    code = f"import os\nif os.path.exists({str(flag)!r}): raise OSError('broken')\n{FRAGILE}"
+    server.deploy("relapse", code, limits={"max_restarts": 2, "max_seconds": 60})
+    flag.touch()
+    server.request("POST", "/services/relapse/call/die", ["exit"])
+    eventually(lambda: server.status("relapse")["status"] == "gave_up", "it is given up")
+    crashes = [e for e in events(server, "relapse") if e["event_type"] == "service_crashed"]
+    assert len(crashes) == 3
+    assert "OSError: broken" in crashes[-1]["payload"]["message"]
+
+
+def test_main_that_raises_is_a_crash_and_main_that_returns_is_not(server):
+    server.deploy("done", "async def main(solo):\n    pass\ndef one(): return 1\n")
+    assert server.call("done", "one") == 1
+    assert server.status("done")["restarts"] == 0
+    server.deploy("broken-main", "async def main(solo):\n    1 / 0\ndef one(): return 1\n", limits={"max_restarts": 1})
+    eventually(lambda: server.status("broken-main")["status"] == "gave_up", "it is given up")
+
+
+def test_a_killed_zygote_is_replaced_while_services_go_on(own_server):
+    own_server.deploy("steady", FRAGILE)
+    pid = own_server.call("steady", "pid")
+    before = zygote_of(own_server)
+    os.kill(before, signal.SIGKILL)
+    assert own_server.call("steady", "bump") == 1
+    own_server.deploy("after", FRAGILE)
+    assert own_server.call("after", "bump") == 1
+    assert own_server.call("steady", "bump") == 2
+    assert own_server.call("steady", "pid") == pid
+    assert zygote_of(own_server) != before
+    own_server.request("POST", "/services/steady/call/die", ["SIGKILL"])  # reaped by the kernel now
+    assert own_server.call("steady", "bump") == 1
+    crash = [e for e in events(own_server, "steady") if e["event_type"] == "service_crashed"]
+    assert crash[0]["payload"]["signal"] == "SIGKILL"
+    assert own_server.stop() == 0
+
+
+def zygote_of(server: Server) -> int:
+    def find():
+        for pid in descendants(server.pid):
+            try:
+                with open(f"/proc/{pid}/comm") as comm:
+                    if comm.read().strip() == "solo-zygote" and os.getpgid(pid) == pid:
+                        return pid
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return 0
+
+    return eventually(find, "there is a zygote")
+
+
+@pytest.mark.parametrize("kill_zygote_first", [False, True])
+def test_a_killed_kernel_leaves_no_process(tmp_path, kill_zygote_first):
+    server = Server(tmp_path)
+    server.start()
+    forking = (
+        "import os, time\ndef f():\n    if os.fork() == 0:\n        time.sleep(600)\ndef pid(): return os.getpid()\n"
+    )
+    server.deploy("idle", FRAGILE)
+    server.deploy("spinning", FRAGILE)
+    server.deploy("forking", forking)
+    server.deploy("sleeping", "import asyncio\nasync def main(solo):\n    await asyncio.sleep(600)\n")
+    server.request("POST", "/services/spinning/cast/spin")
+    server.request("POST", "/services/forking/cast/f")
+    if kill_zygote_first:
+        before = zygote_of(server)
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: zygote_of(server) != before, "another zygote")
+        server.call("idle", "bump")
+    family = descendants(server.pid)
+    assert len(family) >= 6
+    server.process.kill()
+    eventually(lambda: not any(running(pid) for pid in family), "nothing is left", deadline_s=2)
+    server.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_kernel_cleanly(tmp_path, number):
+    server = Server(tmp_path)
+    server.start()
+    bye = tmp_path / "bye"
+    server.deploy(
+        "polite",
+        "from solo_fast import Service\n"
+        "class A(Service):\n"
+        "    def terminate(self, reason):\n"
+        f"        open({str(bye)!r}, 'w').write(reason)\n",
+    )
+    assert server.stop(number) == 0
+    assert bye.read_text() == "shutdown"
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    server = Server(tmp_path)
+    server.start()
+    server.deploy("stubborn", f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{FRAGILE}",
+                  limits={"shutdown_timeout_ms": 600_000})  # fmt: skip
+    server.request("POST", "/services/stubborn/cast/spin")
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: "shutting down" in server.log, "the first signal was heard")
+    assert server.stop(signal.SIGTERM) == 0
+
+
+def test_a_data_dir_has_one_kernel(own_server, tmp_path):
+    second = Server(tmp_path, data_dir=own_server.data_dir)
+    with pytest.raises(AssertionError, match=f"ended with 1.*held by the kernel with pid {own_server.pid}"):
+        second.start()
+    second.stop()
+
+
+def test_shutdown_by_request(tmp_path):
+    server = Server(tmp_path)
+    server.start()
+    status, body, _ = server.request("POST", "/shutdown", {}, tenant=None)
+    assert (status, body["status"]) == (202, "shutting_down")
+    assert server.process.wait(30) == 0
+    server.stop()
