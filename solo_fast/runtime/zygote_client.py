@@ -7,16 +7,18 @@ import logging
 import os
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import orjson
-
+from solo_fast._ext import forker
 from solo_fast.domain.errors import InternalError
 from solo_fast.runtime.reexec import zygote_command, zygote_environment
-from solo_fast.runtime.zygote import FDS_A_PACKET, PACKET_BYTES, become_subreaper, children
+from solo_fast.runtime.subreaper import become_subreaper, children
 
+ORDER = struct.Struct(forker.ORDER)
+ANSWER = struct.Struct(forker.ANSWER)
 START_SECONDS_MAX = 30.0
 STATUS_SECONDS_MAX = 1.0
 RESTART_SECONDS = 0.2  # pause before another try when a zygote does not come up
@@ -113,13 +115,13 @@ class ZygoteClient:
         future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self._forks[number] = future
         try:
-            await self._tell({"fork": number}, *fds)
+            await self._tell(forker.FORK, number, *fds)
             return await future
         finally:
             self._forks.pop(number, None)
 
-    async def _tell(self, message: dict[str, int], *fds: int) -> None:
-        data = orjson.dumps(message)
+    async def _tell(self, what: int, number: int, *fds: int) -> None:
+        data = ORDER.pack(what, number)
         while self._control is not None:
             try:
                 socket.send_fds(self._control, [data], fds)
@@ -152,13 +154,13 @@ class ZygoteClient:
     async def _forget(self, pid: int) -> None:
         if pid in self._adopted:
             self._adopted.discard(pid)
-            await self._tell({"forget": pid})
+            await self._tell(forker.FORGET, pid)
 
     def _hear(self) -> None:
         assert self._control is not None
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self._control, PACKET_BYTES, FDS_A_PACKET)
+                data, fds, _, _ = socket.recv_fds(self._control, ANSWER.size, 1)
             except BlockingIOError:
                 return
             except OSError:
@@ -166,20 +168,20 @@ class ZygoteClient:
             if not data:
                 self._died()
                 return
-            self._note(orjson.loads(data), fds)
+            self._note(*ANSWER.unpack(data), fds)
 
-    def _note(self, message: dict[str, int], fds: list[int]) -> None:
-        if "forked" in message:
-            self._forked(message["forked"], Child(message["pid"], fds[0]))
-        elif "exited" in message:
-            status = self._statuses.get(message["exited"])
-            if status is not None and not status.done():
-                status.set_result(message["status"])
-        elif "failed" in message:
-            future = self._forks.pop(message["failed"], None)
+    def _note(self, what: int, number: int, pid: int, status: int, fds: list[int]) -> None:
+        if what == forker.FORKED:
+            self._forked(number, Child(pid, fds[0]))
+        elif what == forker.EXITED:
+            known = self._statuses.get(pid)
+            if known is not None and not known.done():
+                known.set_result(status)
+        elif what == forker.FAILED:
+            future = self._forks.pop(number, None)
             if future is not None and not future.done():
-                future.set_exception(InternalError(f"no new process: {message['message']}"))
-        elif "ready" in message and self._ready is not None and not self._ready.done():
+                future.set_exception(InternalError(f"no new process: {os.strerror(status)}"))
+        elif what == forker.READY and self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
 
     def _forked(self, number: int, child: Child) -> None:
@@ -224,7 +226,7 @@ class ZygoteClient:
         self._restarting = None
         for pid, pidfd in self._running.items():  # the new zygote ends them, should the kernel be killed
             self._adopted.add(pid)
-            await self._tell({"adopt": pid}, pidfd)
+            await self._tell(forker.ADOPT, pid, pidfd)
         self._end_strays()
         log.warning("a new zygote is ready (pid %d)", self.pid)
         self._on_restart()

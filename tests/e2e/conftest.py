@@ -1,0 +1,19 @@
+"""The tests of this folder are about the binary that SOLO_BIN names; `./build.sh e2e` builds it and names it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def binary() -> Path:
+    """The binary; a test that asks for it is skipped where there is none."""
+    named = os.environ.get("SOLO_BIN")
+    if not named:
+        pytest.skip("SOLO_BIN names no binary: run ./build.sh e2e")
+    path = Path(named).absolute()
+    assert path.is_file(), f"SOLO_BIN={named} is not there"
+    return path
