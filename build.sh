@@ -170,7 +170,7 @@ main() {
     bench)
         binary
         say "bench"
-        SOLO_BIN=$ROOT/dist/solo exec "$PYTHON" -m bench "$@"
+        SOLO_BIN=$ROOT/dist/solo exec "$PYTHON" -m bench.appliance "$@"
         ;;
     lock) lock ;;
     clean)

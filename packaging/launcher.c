@@ -30,6 +30,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <locale.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -396,6 +397,8 @@ static void run(const struct candidate *candidate, int version, char **arguments
     char program[PATH_MAX + ID_LENGTH + 2 + NAME_MAX];
     snprintf(program, sizeof program, "%s/%s/%s", candidate->path, id, entries[0].name);
     if (setenv("SOLO_EXE", self_path, 1)) die("no memory");
+    /* A program of Nuitka's aborts where LANG or LC_* name a locale that is not installed. Under C it reads UTF-8. */
+    if (!newlocale(LC_CTYPE_MASK, "", NULL) && setenv("LC_ALL", "C", 1)) die("no memory");
     fcntl(version, F_SETFD, 0);
     execv(program, arguments);
     fcntl(version, F_SETFD, FD_CLOEXEC);

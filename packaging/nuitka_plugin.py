@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.metadata import packages_distributions
 
+from nuitka.importing import Importing
 from nuitka.plugins.PluginBase import NuitkaPluginBase
 
 
@@ -19,6 +20,9 @@ class NuitkaPluginSoloBytecode(NuitkaPluginBase):
 
     def __init__(self) -> None:
         self._third_party = set(packages_distributions()) - {"solo_fast"}
+        # Where setuptools is installed, as here for building, Nuitka takes its distutils, without what that needs in
+        # turn. User code shall find the standard library's.
+        Importing._getSetuptoolsDistutilsPackageDir = lambda: None
 
     def decideCompilation(self, module_name):  # noqa: ANN001, ANN201, N802 - Nuitka's interface
         return "bytecode" if module_name.getTopLevelPackageName() in self._third_party else None

@@ -153,9 +153,11 @@ class Kernel:
         self.state = "starting"
         self.zygote = zygote
         self.store = EventStore.open(
-            data_dir / config.get("database.events_db"), ring_capacity=config.get("limits.ring_events")
+            data_dir / config.get("database.events_db"),
+            ring_capacity=config.get("limits.ring_events"),
+            log_bytes_per_service=config.get("limits.log_store_bytes"),
         )
-        self.logs = LogBook(self.store, bytes_per_service=config.get("limits.log_store_bytes"))
+        self.logs = LogBook(self.store)
         self.directory = Directory()
         self.shedder = Shedder(
             max_total=config.get("limits.max_total"),

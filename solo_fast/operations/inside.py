@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InternalError, InvalidRequest, SoloError, TenantOverloaded
-from solo_fast.domain.events import Event
+from solo_fast.domain.errors import InternalError, InvalidRequest, PayloadTooLarge, SoloError, TenantOverloaded
+from solo_fast.domain.events import Event, check_own_type
 from solo_fast.operations import Operations
 from solo_fast.operations.caller import Caller
 from solo_fast.runtime.process import Process
@@ -98,6 +98,11 @@ class InsideRequests:
 
     async def _emit(self, service: Service, caller: Caller, body: msgspec.Raw) -> bytes:
         asked = msgspec.json.decode(body, type=Emission)
-        event = Event.new(caller.tenant, asked.event_type, caller.service_id, asked.payload)
+        event = Event.new(caller.tenant, check_own_type(asked.event_type), caller.service_id, asked.payload)
+        limit = self._operations.config.get("limits.event_payload_bytes")
+        if len(event.payload) > limit:
+            raise PayloadTooLarge(
+                f"the payload has {len(event.payload)} bytes, more than event_payload_bytes ({limit})"
+            )
         await self._store.record(event)
         return b"%d" % event.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import sys
 from pathlib import Path
@@ -22,9 +23,21 @@ def zygote_command(control_fd: int, lifeline_fd: int) -> list[str]:
     return [*self_command(), ZYGOTE_ARGUMENT, str(control_fd), str(lifeline_fd)]
 
 
+def _language() -> str:
+    """C.UTF-8, but C on a host without it: a program of Nuitka's aborts under a locale that is missing, and reads UTF-8
+    under C."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    except locale.Error:
+        return "C"
+    locale.setlocale(locale.LC_CTYPE, before)
+    return "C.UTF-8"
+
+
 def zygote_environment() -> dict[str, str]:
     """What the zygote, and so each service, finds in its environment: nothing of the kernel's own."""
-    environment = {"LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    environment = {"LANG": _language(), "PATH": "/usr/local/bin:/usr/bin:/bin"}
     if not COMPILED:
         environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     return environment

@@ -60,6 +60,10 @@ def main(control_fd: int, lifeline_fd: int) -> None:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     for fd in (control_fd, lifeline_fd):
         os.set_inheritable(fd, False)
+    if "__compiled__" in globals():
+        from solo_fast.runtime import binary
+
+        binary.complete()
     for _ in range(REHEARSALS):
         child.rehearse()
     _name("solo-zygote")

@@ -1,0 +1,39 @@
+"""Options that many commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from solo_fast.cli.client import Client
+
+Command = Callable[..., Any]
+
+DEFAULT_TENANT = "default_tenant"
+
+
+def server_options(command: Command) -> Command:
+    """--host, --http-port and --tenant, given to the command as one `client`."""
+
+    def with_client(host: str, http_port: int, tenant: str, **arguments: Any) -> Any:
+        return command(Client(host, http_port, tenant), **arguments)
+
+    with_client.__doc__ = command.__doc__
+    with_client.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in (
+        click.option("--tenant", envvar="SOLO_TENANT", default=DEFAULT_TENANT, show_default=True,
+                     help="Whose services."),
+        click.option("--http-port", envvar="SOLO_HTTP_PORT", type=click.IntRange(1, 65535), default=8080,
+                     show_default=True, help="REST port of the server."),
+        click.option("--host", envvar="SOLO_HOST", default="127.0.0.1", show_default=True,
+                     help="Address of the server."),
+    ):  # fmt: skip
+        with_client = option(with_client)
+    return with_client
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: one document, one a line when following."
+)

@@ -1,0 +1,95 @@
+"""What commands print: tables for people, JSON for programs, errors for both."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+
+class CommandFailed(Exception):
+    """A command can't do what was asked.
+
+    Args:
+        body: the error as REST tells it: {"error", "message", "details"?}.
+        exit_code: what `solo` exits with.
+        as_json: print the body on stdout, as the one JSON document.
+    """
+
+    def __init__(self, body: dict[str, Any], exit_code: int, *, as_json: bool = False) -> None:
+        super().__init__(body.get("message", ""))
+        self.body = body
+        self.exit_code = exit_code
+        self.as_json = as_json
+
+    def show(self) -> None:
+        if self.as_json:
+            print_json(self.body)
+            return
+        click.echo(f"{style('solo:', fg='red', error=True)} {self.body.get('message', '')}", err=True)
+        details = self.body.get("details") or {}
+        for found in details.get("diagnostics", []):
+            show_diagnostic(found, error=True)
+        if details.get("traceback"):
+            click.echo(details["traceback"].rstrip(), err=True)
+
+
+def colourful(*, error: bool = False) -> bool:
+    """Whether the stream is a terminal that may be coloured (NO_COLOR says no)."""
+    return (sys.stderr if error else sys.stdout).isatty() and not os.environ.get("NO_COLOR")
+
+
+def style(text: str, *, error: bool = False, **looks: Any) -> str:
+    return click.style(text, **looks) if colourful(error=error) else text
+
+
+def print_json(document: Any) -> None:
+    click.echo(json.dumps(document, ensure_ascii=False))
+
+
+def show_diagnostic(found: dict[str, Any], *, error: bool = False) -> None:
+    """One place where source is wrong, with the line and a caret."""
+    place = f"line {found['line']}" + (f", column {found['column']}" if found.get("column") else "")
+    message = f"  {place}: {found['message']}" if found.get("line") else f"  {found['message']}"
+    click.echo(message, err=error)
+    text = found.get("text", "")
+    if text:
+        shown = text.replace("\t", " ")
+        click.echo(f"    {shown}", err=error)
+        if found.get("column"):
+            click.echo("    " + " " * (found["column"] - 1) + style("^", fg="red", error=error), err=error)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Aligned columns; nothing but a note where there is no row."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not cells:
+        click.echo("(none)")
+        return
+    widths = [max(len(row[i]) for row in [list(heads), *cells]) for i in range(len(heads))]
+    line = "  ".join(head.ljust(width) for head, width in zip(heads, widths, strict=True))
+    click.echo(style(line.rstrip(), bold=True))
+    for row in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def pairs(entries: Iterable[tuple[str, Any]]) -> None:
+    """Names and values, one a line."""
+    shown = [(name, str(value)) for name, value in entries]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        click.echo(f"{style(name.ljust(width), bold=True)}  {value}")
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
+
+
+def moment(timestamp: str) -> str:
+    """An RFC 3339 time, to the millisecond."""
+    return timestamp.replace("T", " ").rstrip("Z")[:23]

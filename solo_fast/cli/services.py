@@ -1,0 +1,300 @@
+"""Commands about services: deploy, status, list, kill, call, cast, check."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from solo_fast.cli.client import Client, segment
+from solo_fast.cli.options import json_option, server_options
+from solo_fast.cli.output import moment, pairs, print_json, show_diagnostic, size, style, table
+
+EXIT_DOES_NOT_COMPILE = 6
+
+
+def _read_source(name: str) -> tuple[str, str]:
+    """The text of a file (`-`: standard input), and what to call it.
+
+    Raises:
+        click.UsageError: it can't be read, or is not UTF-8.
+    """
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"{name} can't be read: {error.strerror}") from None
+    try:
+        return data.decode("utf-8-sig"), "stdin.py" if name == "-" else Path(name).name
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{name} is not UTF-8 (byte {error.start}); Python source is") from None
+
+
+def _split(given: tuple[str, ...], option: str) -> dict[str, str]:
+    """key=value words as a map.
+
+    Raises:
+        click.UsageError: a word has no `=`.
+    """
+    found = {}
+    for word in given:
+        name, separator, value = word.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"{option} takes key=value, not {word!r}")
+        found[name] = value
+    return found
+
+
+def _value(text: str) -> Any:
+    """A word of the command line: JSON where it parses, else the word itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@click.command("deploy")
+@click.argument("file")
+@click.option("--service-id", help="Id of the service; default: the file's stem.")
+@click.option("--replace", is_flag=True, help="Take the place of the service that has the id.")
+@click.option(
+    "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit, such as max_restarts=3; repeatable."
+)
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
+@json_option
+@server_options
+def deploy_command(
+    client: Client,
+    file: str,
+    service_id: str | None,
+    replace: bool,
+    limits: tuple[str, ...],
+    metadata: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Deploy the service in FILE (`-`: standard input)."""
+    client.as_json = as_json
+    code, filename = _read_source(file)
+    if service_id is None:
+        if file == "-":
+            raise click.UsageError("source from standard input has no name: give one with --service-id")
+        service_id = Path(file).stem
+    body = {
+        "service_id": service_id,
+        "code": code,
+        "replace": replace,
+        "filename": filename,
+        "limits": {name: _value(value) for name, value in _split(limits, "--limit").items()},
+        "metadata": _split(metadata, "--metadata"),
+    }
+    answer = client.request("POST", "/services", body)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(answer["message"])
+
+
+def _state(entry: dict[str, Any]) -> str:
+    colour = {"running": "green", "gave_up": "red"}.get(entry["status"], "yellow")
+    return entry["status"] if not sys.stdout.isatty() else style(entry["status"], fg=colour)
+
+
+def _print_list(answer: dict[str, Any]) -> None:
+    heads = ("SERVICE", "STATUS", "MEMORY", "MAILBOX", "CPU", "CREATED")
+    rows = []
+    for entry in answer["services"]:
+        figures = entry["metadata"]
+        cpu = f"{figures['reductions'] / 1e6:.2f} s"
+        memory, mailbox = size(figures["memory_bytes"]), figures["message_queue_len"]
+        rows.append((entry["service_id"], entry["status"], memory, mailbox, cpu, moment(entry["created_at"])))
+    table(heads, rows)
+    if answer.get("next"):
+        click.echo(f"{len(rows)} of {answer['total']}; --after {answer['next']} shows more")
+
+
+@click.command("list")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="Entries to show.")
+@click.option("--offset", type=click.IntRange(0), default=0, help="Entries to skip.")
+@click.option("--after", default="", help="Start behind this service id.")
+@click.option(
+    "--status", type=click.Choice(["starting", "running", "restarting", "gave_up"]), help="Only in this status."
+)
+@json_option
+@server_options
+def list_command(client: Client, limit: int, offset: int, after: str, status: str | None, as_json: bool) -> None:
+    """List the tenant's services."""
+    client.as_json = as_json
+    query = {"limit": limit, "offset": offset, "after": after, "status": status}
+    answer = client.request("GET", "/services", query=query)
+    if as_json:
+        print_json(answer)
+    else:
+        _print_list(answer)
+
+
+@click.command("status")
+@click.argument("service", required=False, metavar="[ID]")
+@click.option("--service-id", help="The same as ID.")
+@json_option
+@server_options
+def status_command(client: Client, service: str | None, service_id: str | None, as_json: bool) -> None:
+    """Show service ID with its figures and recent events; all services where no ID is given."""
+    client.as_json = as_json
+    if service and service_id and service != service_id:
+        raise click.UsageError(f"ID is {service!r} and --service-id is {service_id!r}: give one")
+    name = service or service_id
+    answer = client.request("GET", f"/services/{segment(name)}" if name else "/services")
+    if as_json:
+        print_json(answer)
+    elif name:
+        _print_status(answer)
+    else:
+        _print_list(answer)
+
+
+def _print_status(entry: dict[str, Any]) -> None:
+    pairs(
+        [
+            ("service", entry["service_id"]),
+            ("status", _state(entry)),
+            ("version", entry["version"]),
+            ("restarts", entry["restarts"]),
+            ("memory", size(entry["memory_bytes"])),
+            ("mailbox", entry["message_queue_len"]),
+            ("cpu", f"{entry['reductions'] / 1e6:.3f} s"),
+            ("created", moment(entry["created_at"])),
+            ("changed", moment(entry["updated_at"])),
+            *(((f"label {name}"), value) for name, value in entry["labels"].items()),
+        ]
+    )
+    if entry["recent_events"]:
+        click.echo()
+        table(
+            ("EVENT", "TIME", "TYPE"),
+            [(e["id"], moment(e["timestamp"]), e["event_type"]) for e in entry["recent_events"]],
+        )
+
+
+@click.command("kill")
+@click.argument("service", metavar="ID")
+@click.option("--force", is_flag=True, help="SIGKILL at once.")
+@click.option("--grace", type=click.FloatRange(0, 600), metavar="SECONDS", help="Time to end by itself.")
+@json_option
+@server_options
+def kill_command(client: Client, service: str, force: bool, grace: float | None, as_json: bool) -> None:
+    """End service ID and forget it."""
+    client.as_json = as_json
+    grace_ms = None if grace is None else round(grace * 1000)
+    answer = client.request("DELETE", f"/services/{segment(service)}", query={"force": force, "grace_ms": grace_ms})
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(answer["message"])
+
+
+def _arguments(words: tuple[str, ...], given: str | None) -> bytes:
+    if given is not None and words:
+        raise click.UsageError("give arguments as key=value words or by --args, not both")
+    if given is None:
+        return json.dumps({name: _value(text) for name, text in _split(words, "an argument").items()}).encode()
+    try:
+        json.loads(given)
+    except ValueError as error:
+        raise click.UsageError(f"--args is not JSON: {error}") from None
+    return given.encode()
+
+
+_words = click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+_args = click.option("--args", "given", metavar="JSON", help="Arguments as a JSON object, or an array by position.")
+
+
+@click.command("call")
+@click.argument("service", metavar="ID")
+@click.argument("method")
+@_words
+@_args
+@click.option("--timeout", type=click.FloatRange(0.001, 86_400), default=30.0, show_default=True, metavar="SECONDS")
+@json_option
+@server_options
+def call_command(
+    client: Client, service: str, method: str, words: tuple[str, ...], given: str | None, timeout: float, as_json: bool
+) -> None:
+    """Call METHOD of service ID and print its result. Values are read as JSON where they parse."""
+    client.as_json = as_json
+    answer = client.request(
+        "POST",
+        f"/services/{segment(service)}/call/{segment(method)}",
+        _arguments(words, given),
+        headers={"x-timeout-ms": str(max(1, round(timeout * 1000)))},
+        timeout_s=timeout + 10,
+    )
+    if as_json:
+        print_json(answer)
+    else:
+        result = answer["result"]
+        click.echo(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False))
+
+
+@click.command("cast")
+@click.argument("service", metavar="ID")
+@click.argument("method")
+@_words
+@_args
+@json_option
+@server_options
+def cast_command(
+    client: Client, service: str, method: str, words: tuple[str, ...], given: str | None, as_json: bool
+) -> None:
+    """Send a message to METHOD of service ID and don't wait for it to be handled."""
+    client.as_json = as_json
+    path = f"/services/{segment(service)}/cast/{segment(method)}"
+    answer = client.request("POST", path, _arguments(words, given))
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(answer["status"])
+
+
+def _signature(method: dict[str, Any]) -> str:
+    shown = []
+    for parameter in method["parameters"]:
+        prefix = {"var_positional": "*", "var_keyword": "**"}.get(parameter["kind"], "")
+        annotation = f": {parameter['annotation']}" if parameter["annotation"] else ""
+        default = f" = {parameter['default']}" if parameter["default"] else ""
+        shown.append(f"{prefix}{parameter['name']}{annotation}{default}")
+    returns = f" -> {method['returns']}" if method["returns"] else ""
+    return f"{'async ' if method['is_async'] else ''}{method['name']}({', '.join(shown)}){returns}"
+
+
+@click.command("check")
+@click.argument("file")
+@json_option
+@server_options
+def check_command(client: Client, file: str, as_json: bool) -> int:
+    """Compile FILE (`-`: standard input) and show its methods. Nothing of it is run."""
+    client.as_json = as_json
+    code, filename = _read_source(file)
+    report = client.request("POST", "/check", {"code": code, "filename": filename})
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(filename, report)
+    return 0 if report["ok"] else EXIT_DOES_NOT_COMPILE
+
+
+def _print_report(filename: str, report: dict[str, Any]) -> None:
+    if not report["ok"]:
+        click.echo(f"{filename} can't be deployed:", err=True)
+        for found in report["diagnostics"]:
+            show_diagnostic(found, error=True)
+        return
+    what = f"{report['kind']} service" + (f" {report['class_name']}" if report["class_name"] else "")
+    extras = [name for name, given in (("async", report["is_async"]), ("concurrent", report["concurrent"])) if given]
+    extras += ["with main()"] if report["has_main"] else []
+    click.echo(f"{filename}: {what}" + (f" ({', '.join(extras)})" if extras else ""))
+    for method in report["methods"]:
+        doc = re.sub(r"\s+", " ", method["doc"])
+        click.echo(f"  {_signature(method)}" + (f"  # {doc}" if doc else ""))

@@ -1,0 +1,94 @@
+"""Events: what happened, to whom, and what caused it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from solo_fast.domain.errors import InvalidRequest
+
+EVENT_TYPES = frozenset({
+    "system_started", "system_shutdown_started", "system_shutdown_complete",
+    "service_deployed", "service_deployment_failed", "service_started", "service_killed", "service_crashed",
+    "service_restarted", "service_gave_up", "service_recovered", "service_recovery_failed",
+    "resource_violation", "runtime_pressure",
+    "capability_granted", "capability_attenuated", "capability_revoked", "capability_denied",
+    "hot_swap_started", "hot_swap_succeeded", "hot_swap_rolled_back", "hot_swap_failed",
+    "secret_stored", "secret_accessed", "secret_access_denied", "secret_deleted",
+    "service_registered", "service_unregistered", "registration_expired",
+    "circuit_opened", "circuit_half_open", "circuit_closed",
+    "load_shed", "config_reloaded", "service_log",
+})  # fmt: skip
+"""Types of Solo's own events. A service that emits events uses other names."""
+
+_OWN_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
+
+
+class Event:
+    """One event. `id`, `timestamp_ms` and `causation_id` are set when it is committed.
+
+    Attributes:
+        timestamp_ms: epoch milliseconds, UTC.
+        tenant: "" for the system's own events.
+        subject: the service id, where there is one.
+        payload: JSON text of an object.
+        cause: the event that this one follows from, until the commit turns it into `causation_id`.
+    """
+
+    __slots__ = ("causation_id", "cause", "event_type", "id", "payload", "subject", "tenant", "timestamp_ms")
+
+    def __init__(
+        self,
+        tenant: str,
+        event_type: str,
+        subject: str,
+        payload: bytes,
+        *,
+        event_id: int = 0,
+        timestamp_ms: int = 0,
+        causation_id: int = 0,
+        cause: Event | None = None,
+    ) -> None:
+        self.id = event_id
+        self.timestamp_ms = timestamp_ms
+        self.tenant = tenant
+        self.event_type = event_type
+        self.subject = subject
+        self.payload = payload
+        self.causation_id = causation_id
+        self.cause = cause
+
+    @classmethod
+    def new(
+        cls,
+        tenant: str,
+        event_type: str,
+        subject: str = "",
+        payload: dict[str, Any] | None = None,
+        cause: Event | None = None,
+    ) -> Event:
+        """An event that is yet to be recorded.
+
+        Raises:
+            TypeError: the payload is no JSON.
+        """
+        return cls(tenant, event_type, subject, orjson.dumps(payload or {}), cause=cause)
+
+
+def check_own_type(event_type: str) -> str:
+    """Return `event_type` when a service may emit it.
+
+    Raises:
+        InvalidRequest: it is no name, or one of Solo's own.
+    """
+    if not _OWN_TYPE.fullmatch(event_type):
+        raise InvalidRequest(
+            f"event type {event_type[:40]!r} is no name: use 1 to 128 of A-Z a-z 0-9 _ . - and start with a letter"
+        )
+    if event_type in EVENT_TYPES or event_type.startswith("system_"):
+        raise InvalidRequest(
+            f"{event_type} is one of Solo's own event types; give yours another name, such as my.{event_type}"
+        )
+    return event_type

@@ -1,0 +1,86 @@
+"""The table of log lines, kept to a number of bytes a service and in total. Used by the writer thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Literal
+
+Stream = Literal["stdout", "stderr", "log"]
+
+TRIM_TO = 0.75  # of the limit, so that trimming is rare
+OVERHEAD_BYTES = 64  # what a row costs beside its text
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line. `id` counts all lines of the database; `timestamp_ms` is epoch milliseconds."""
+
+    id: int
+    timestamp_ms: int
+    tenant: str
+    service_id: str
+    stream: Stream
+    line: str
+
+    @property
+    def size(self) -> int:
+        return len(self.line) + OVERHEAD_BYTES
+
+
+class LineTable:
+    """Inserts lines and trims the oldest.
+
+    Args:
+        bytes_per_service, bytes_total: limits, bytes of text and overhead.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, bytes_per_service: int, bytes_total: int) -> None:
+        self._connection = connection
+        self._per_service = bytes_per_service
+        self._total = bytes_total
+        self.last_id: int = connection.execute("SELECT coalesce(max(id), 0) FROM logs").fetchone()[0]
+        self.recount()
+
+    def recount(self) -> None:
+        """Learn the sizes from the table itself: at the start, and after a transaction that failed."""
+        rows = self._connection.execute(
+            f"SELECT tenant, service_id, sum(length(line) + {OVERHEAD_BYTES}) FROM logs GROUP BY tenant, service_id"  # noqa: S608
+        )
+        self._sizes: dict[tuple[str, str], int] = {(tenant, service): size for tenant, service, size in rows}
+        self._all = sum(self._sizes.values())
+
+    def insert(self, connection: sqlite3.Connection, lines: list[LogLine]) -> None:
+        if not lines:
+            return
+        connection.executemany(
+            "INSERT INTO logs (id, timestamp_ms, tenant, service_id, stream, line) VALUES (?, ?, ?, ?, ?, ?)",
+            [(one.id, one.timestamp_ms, one.tenant, one.service_id, one.stream, one.line) for one in lines],
+        )
+        self.last_id = lines[-1].id
+        for one in lines:
+            key = (one.tenant, one.service_id)
+            self._sizes[key] = self._sizes.get(key, 0) + one.size
+            self._all += one.size
+        for key in {(one.tenant, one.service_id) for one in lines}:
+            if self._sizes[key] > self._per_service:
+                self._trim(connection, "WHERE tenant = ? AND service_id = ?", key, int(self._per_service * TRIM_TO))
+        if self._all > self._total:
+            self._trim(connection, "", (), int(self._total * TRIM_TO))
+            self.recount()
+
+    def _trim(self, connection: sqlite3.Connection, where: str, key: tuple[str, ...], keep: int) -> None:
+        """Delete the oldest lines (of one service, or of all) so that at most `keep` bytes stay."""
+        newest_first = connection.execute(f"SELECT id, length(line) FROM logs {where} ORDER BY id DESC", key)  # noqa: S608
+        kept, oldest_kept = 0, 0
+        for line_id, length in newest_first:
+            if kept + length + OVERHEAD_BYTES > keep:
+                break
+            kept += length + OVERHEAD_BYTES
+            oldest_kept = line_id
+        newest_first.close()
+        condition = f"{where} AND id < ?" if where else "WHERE id < ?"
+        connection.execute(f"DELETE FROM logs {condition}", (*key, oldest_kept or self.last_id + 1))  # noqa: S608
+        if len(key) == 2:
+            self._all -= self._sizes[key] - kept
+            self._sizes[key] = kept
