@@ -1,212 +1,574 @@
-# cython: language_level=3
-"""The load shedder. Every request of both gateways takes a slot here and gives it back.
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""The load shedder: who may start another request, and who is asked to come back later.
 
-A tenant costs memory only while it has something in flight or its bucket is not yet full again: idle entries are
-swept out, a few at a time, as others come.
+Each tenant has a token bucket (a rate and a burst) and a limit of requests in flight, and all of them share one limit.
+The last tenth of that is kept for tenants under their fair share of it (the limit over the tenants that have something
+in flight, and over two when there is one only): a tenant that floods fills nine tenths at most, and what the
+others need is still there. Kills, revocations, health and the like are admitted always, and counted.
+
+The adaptive limit, off by default, is Gradient2 of Netflix's concurrency-limits ("Performance Under Load", 2018;
+github.com/Netflix/concurrency-limits): each class of requests may have as many in flight as keeps its latency
+near its long-term mean.
+
+Not thread-safe by itself: everything happens under the GIL, on the thread of the event loop.
 """
 
-from cpython.dict cimport PyDict_GetItem
-from cpython.ref cimport PyObject
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.object cimport PyObject
+from libc.math cimport INFINITY, ceil
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-CONTROL, READ, WRITE, CALL, STREAM = range(5)
+cimport cython
 
-DEF NEAR = 0.8  # part of max_total from which fair shares count
-cdef int IN_FLIGHT_RETRY_MS = 100
-cdef Py_ssize_t SWEEP_EVERY = 1024  # acquisitions
-cdef Py_ssize_t SHED_COUNTS_MAX = 10_000  # anybody can make a tenant's name up
+cdef enum:
+    CLASSES = 5
+    REASONS = 5
+    KEPT_IDLE = 1024  # tenants; above it each new one sends two idle ones away
+    RETRY_MS_DEFAULT = 100  # while nothing is known of how long requests take
+    RETRY_MS_MIN = 10
+    RETRY_MS_MAX = 10_000
+    ADAPTIVE_LIMIT_MIN = 20
+    WINDOW_SAMPLES_MIN = 10
+    QUEUE = 4  # requests by which a limit grows while latency is flat
+    LONG_WARM_UP = 10  # windows whose plain mean begins the long-term mean
+
+cdef double WINDOW_S = 0.1
+cdef double SMOOTHING = 0.2
+cdef double LONG_WINDOWS = 600.0
+cdef double LATENCY_WEIGHT = 0.05  # of a sample in the mean that retry advice is made from
+
+CONTROL, READ, WRITE, CALL, STREAM = range(CLASSES)
+
+cdef enum Reason:
+    TENANT_RATE
+    TENANT_IN_FLIGHT
+    FAIR_SHARE
+    KERNEL_IN_FLIGHT
+    ADAPTIVE
+
+cdef tuple REASON_NAMES = ("tenant_rate", "tenant_in_flight", "fair_share", "kernel_in_flight", "adaptive")
+cdef tuple SCOPES = ("tenant", "tenant", "tenant", "kernel", "kernel")
+
+cdef struct Counts:
+    uint64_t shed[CLASSES * REASONS]
+    uint64_t taken[CLASSES * REASONS]  # of those, told by take_shed
 
 
-cdef class Slot:
-    cdef _Tenant _owner
-    cdef readonly int admission
-    cdef readonly bint released
-
-    def __init__(self):
-        raise TypeError("only a Shedder makes slots")
-
-    @property
-    def tenant(self):
-        return self._owner.name
-
-
-cdef class Shed:
-    cdef readonly str reason
-    cdef readonly str scope
-    cdef readonly int retry_after_ms
-    cdef readonly double limit
-    cdef readonly long remaining
-
-    def __init__(self):
-        raise TypeError("only a Shedder sheds")
-
-
+@cython.final
+@cython.no_gc
 cdef class _Tenant:
+    """What is known of a tenant. On the list of idle ones (`older`, `newer`) when nothing is in flight."""
+
     cdef str name
-    cdef long in_flight
-    cdef long max_in_flight
+    cdef int64_t in_flight
+    cdef int64_t in_flight_max
     cdef double rate
     cdef double burst
     cdef double tokens
-    cdef double filled_at  # monotonic seconds of the last refill
+    cdef double refilled_at
+    cdef uint64_t round
+    cdef Counts *counts
+    cdef bint untold  # it is on the shedder's list for take_shed
+    cdef void *older
+    cdef void *newer
+
+    def __dealloc__(self):
+        free(self.counts)
+
+    cdef inline void refill(self, double now) noexcept:
+        if self.tokens < self.burst:
+            self.tokens += (now - self.refilled_at) * self.rate
+            if self.tokens > self.burst:
+                self.tokens = self.burst
+        self.refilled_at = now
+
+    cdef inline void unlink(self) noexcept:
+        (<_Tenant>self.older).newer = self.newer
+        (<_Tenant>self.newer).older = self.older
+
+    cdef inline void link_before(self, _Tenant other) noexcept:
+        self.older = other.older
+        self.newer = <void *>other
+        (<_Tenant>other.older).newer = <void *>self
+        other.older = <void *>self
 
 
+cdef struct Gradient:
+    double limit
+    double long_s
+    double long_weight
+    int64_t windows
+    double sum_s
+    int64_t samples
+    int64_t peak
+    double ends_at
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(256)
+cdef class Slot:
+    """One admitted request, until it is released. A slot that is lost is released when it is collected."""
+
+    cdef Shedder _shedder
+    cdef _Tenant _tenant  # None: released
+    cdef readonly str tenant
+    cdef readonly int admission
+
+    def __init__(self):
+        raise TypeError("a slot is made by Shedder.acquire")
+
+    def __reduce__(self):
+        raise TypeError("a slot can't be copied or pickled")
+
+    def __dealloc__(self):
+        if self._tenant is not None:
+            self._shedder._give_back(self)
+
+    @property
+    def released(self):
+        """Whether it has been given back."""
+        return self._tenant is None
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class Shed:
+    """Why a request was not admitted, and when to come back.
+
+    Attributes:
+        reason: "tenant_rate", "tenant_in_flight", "fair_share", "kernel_in_flight" or "adaptive".
+        scope: whose limit it was, "tenant" or "kernel".
+        retry_after_ms: milliseconds; exact for a rate, else from the mean latency.
+        limit: that was met: requests a second for a rate, else requests in flight.
+        remaining: what is left of it.
+    """
+
+    cdef readonly str reason
+    cdef readonly str scope
+    cdef readonly int64_t retry_after_ms
+    cdef readonly double limit
+    cdef readonly int64_t remaining
+
+    def __init__(self):
+        raise TypeError("made by Shedder.acquire")
+
+    def __repr__(self):
+        return f"<Shed {self.reason}, limit {self.limit:g}, retry in {self.retry_after_ms} ms>"
+
+
+cdef inline bint _crowded(int64_t all_of_them, int64_t mine, double limit, int64_t active) noexcept:
+    """Whether `limit` is near and a tenant that already has `mine` of it has its fair share."""
+    if all_of_them < <int64_t>limit - _reserve(limit):
+        return False
+    return <double>(mine + 1) > _fair_share(limit, active)
+
+
+cdef inline int64_t _reserve(double limit) noexcept:
+    cdef int64_t tenth = <int64_t>limit // 10
+    return tenth if tenth > 1 else 1
+
+
+cdef inline double _fair_share(double limit, int64_t active) noexcept:
+    cdef double share = limit / <double>(active if active > 2 else 2)
+    return share if share > 1.0 else 1.0
+
+
+@cython.final
 cdef class Shedder:
-    cdef dict _tenants
-    cdef dict _own_limits  # tenant -> (max_in_flight, rate, burst)
-    cdef dict _shed_by
-    cdef dict _shed_since
-    cdef object _clock
-    cdef long _max_total
-    cdef long _near
-    cdef long _max_per_tenant
-    cdef double _rate
-    cdef double _burst
-    cdef long _active  # tenants with something in flight
-    cdef unsigned long long _admitted
-    cdef unsigned long long _shed
-    cdef Py_ssize_t _since_sweep
-    cdef readonly long in_flight
+    """Admission control for every request.
 
-    def __init__(self, *, long max_total, long max_per_tenant, double rate=0, double burst=0, clock=None):
-        if max_total < 1 or max_per_tenant < 1 or rate < 0 or burst < 0:
-            raise ValueError("limits are positive; a rate or burst of 0 sets none")
+    Time never goes back: a clock that steps backwards counts as standing still until it has caught up.
+
+    Args:
+        max_total: requests in flight of all tenants together.
+        max_per_tenant: requests in flight of one tenant.
+        rate: requests a second of one tenant; 0: as many as it likes.
+        burst: requests that it may make at once; 0: one second's worth, at least 1.
+        adaptive: also limit what each class has in flight by its latency.
+        clock: gives monotonic seconds; None: CLOCK_MONOTONIC, read in C.
+
+    Raises:
+        ValueError: a limit is under 1, or a rate or burst is negative, not finite, or (a burst) between 0 and 1.
+    """
+
+    cdef dict _tenants
+    cdef dict _own_limits  # tenant -> (in flight, rate, burst)
+    cdef tuple _limits
+    cdef _Tenant _idle  # the ring of idle tenants; its `newer` is the one that has been idle longest
+    cdef list _untold
+    cdef object _clock
+    cdef double _latest
+    cdef int64_t _max_total
+    cdef int64_t _in_flight
+    cdef int64_t _active
+    cdef int64_t _class_in_flight[CLASSES]
+    cdef double _latency_s[CLASSES]
+    cdef bint _adaptive
+    cdef Gradient _gradients[CLASSES]
+    cdef uint64_t _admitted
+    cdef uint64_t _shed
+    cdef uint64_t _round
+    cdef Counts _departed  # of tenants that were sent away
+
+    def __cinit__(
+        self,
+        *,
+        int64_t max_total,
+        int64_t max_per_tenant,
+        double rate=0,
+        double burst=0,
+        bint adaptive=False,
+        clock=None,
+    ):
+        cdef int admission
+        if max_total < 1:
+            raise ValueError(f"max_total is {max_total}; give 1 or more")
+        self._limits = _checked(max_per_tenant, rate, burst)
         self._tenants = {}
         self._own_limits = {}
-        self._shed_by = {}
-        self._shed_since = {}
+        self._untold = []
+        self._idle = _Tenant.__new__(_Tenant)
+        self._idle.older = self._idle.newer = <void *>self._idle
         self._clock = clock
+        self._latest = -INFINITY
         self._max_total = max_total
-        self._near = <long>(max_total * NEAR)
-        self._max_per_tenant = max_per_tenant
-        self._rate = rate
-        self._burst = burst if burst > 0 else rate
+        self._adaptive = adaptive
+        for admission in range(CLASSES):
+            self._latency_s[admission] = -1.0
+            self._gradients[admission].limit = <double>max_total
 
-    cdef inline double _now(self) except -1:
-        cdef timespec now
-        if self._clock is not None:
-            return self._clock()
-        clock_gettime(CLOCK_MONOTONIC, &now)
-        return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
+    # -- time --------------------------------------------------------------------------------------------------------
 
-    def set_tenant(self, str tenant not None, *, long max_in_flight, double rate, double burst):
-        if max_in_flight < 1 or rate < 0 or burst < 0:
-            raise ValueError("limits are positive; a rate or burst of 0 sets none")
-        self._own_limits[tenant] = (max_in_flight, rate, burst if burst > 0 else rate)
-        cdef _Tenant known = self._tenants.get(tenant)
-        if known is not None:
-            known.max_in_flight, known.rate, known.burst = self._own_limits[tenant]
-            known.tokens = min(known.tokens, known.burst)
-
-    cdef _Tenant _new(self, str name, double now):
-        cdef _Tenant tenant = _Tenant.__new__(_Tenant)
-        tenant.name = name
-        own = self._own_limits.get(name)
-        if own is None:
-            tenant.max_in_flight, tenant.rate, tenant.burst = self._max_per_tenant, self._rate, self._burst
+    cdef double _now(self) except? -1:
+        cdef timespec t
+        cdef double now
+        if self._clock is None:
+            clock_gettime(CLOCK_MONOTONIC, &t)
+            now = <double>t.tv_sec + <double>t.tv_nsec * 1e-9
         else:
-            tenant.max_in_flight, tenant.rate, tenant.burst = own
+            now = self._clock()
+        if now > self._latest:
+            self._latest = now
+        return self._latest
+
+    # -- tenants -----------------------------------------------------------------------------------------------------
+
+    cdef _Tenant _enter(self, str name):
+        """Begin to know a tenant: idle, its bucket full."""
+        cdef _Tenant tenant = _Tenant.__new__(_Tenant)
+        limits = self._own_limits.get(name, self._limits)
+        tenant.name = name
+        tenant.in_flight_max, tenant.rate, tenant.burst = limits
         tenant.tokens = tenant.burst
-        tenant.filled_at = now
+        tenant.refilled_at = self._now() if tenant.rate > 0 else 0.0
+        tenant.round = self._round
+        if len(self._tenants) >= KEPT_IDLE:
+            self._send_away_one()
+            self._send_away_one()
         self._tenants[name] = tenant
+        tenant.link_before(self._idle)
         return tenant
 
-    cdef Shed _refuse(self, _Tenant tenant, int admission, str reason, str scope, int retry_ms, double limit,
-                      long remaining):
-        cdef Shed shed = Shed.__new__(Shed)
-        shed.reason, shed.scope, shed.retry_after_ms, shed.limit, shed.remaining = (
-            reason, scope, retry_ms, limit, remaining
-        )
-        key = (tenant.name, admission, reason)
-        self._shed_by[key] = self._shed_by.get(key, 0) + 1
-        self._shed_since[key] = self._shed_since.get(key, 0) + 1
-        self._shed += 1
-        return shed
+    cdef int _send_away_one(self) except -1:
+        """Forget who has been idle longest, unless its bucket or its counts still say something."""
+        cdef _Tenant tenant = <_Tenant>self._idle.newer
+        if tenant is self._idle:
+            return 0
+        tenant.unlink()
+        if not self._forget(tenant):
+            tenant.link_before(self._idle)
+        return 0
+
+    cdef bint _forget(self, _Tenant tenant) except -1:
+        cdef int at
+        if tenant.untold:
+            return False
+        if tenant.rate > 0:
+            tenant.refill(self._now())
+            if tenant.tokens < tenant.burst:
+                return False
+        if tenant.counts != NULL:
+            for at in range(CLASSES * REASONS):
+                self._departed.shed[at] += tenant.counts.shed[at]
+        del self._tenants[tenant.name]
+        return True
+
+    cdef int _send_away_idle(self) except -1:
+        """Forget the tenants that did nothing since the call before the last one."""
+        cdef void *at = self._idle.newer
+        cdef _Tenant tenant
+        while at != <void *>self._idle:
+            tenant = <_Tenant>at
+            at = tenant.newer
+            if tenant.round + 1 < self._round:
+                tenant.unlink()
+                if not self._forget(tenant):
+                    tenant.link_before(<_Tenant>at)
+        self._round += 1
+        return 0
+
+    def set_tenant(self, str tenant not None, *, int64_t max_in_flight, double rate, double burst):
+        """Give a tenant limits of its own, from now on.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        cdef _Tenant known
+        limits = _checked(max_in_flight, rate, burst)
+        known = self._tenants.get(tenant)
+        if known is not None:
+            now = self._now()
+            if known.rate > 0:
+                known.refill(now)
+            else:
+                known.tokens = INFINITY
+            known.in_flight_max, known.rate, known.burst = limits
+            known.tokens = min(known.tokens, known.burst)
+            known.refilled_at = now
+        self._own_limits[tenant] = limits
+
+    # -- requests ----------------------------------------------------------------------------------------------------
 
     def acquire(self, str tenant not None, int admission):
-        cdef PyObject *found = PyDict_GetItem(self._tenants, tenant)
-        cdef _Tenant owner
-        cdef double now = 0
-        cdef double fair
+        """A slot for one request of a tenant, or the reason why not.
+
+        Raises:
+            ValueError: there is no such admission class.
+        """
+        cdef PyObject *hit
+        cdef _Tenant known
         cdef Slot slot
-        if found != NULL:
-            owner = <_Tenant>found
-        else:
-            owner = self._new(tenant, self._now())
+        cdef double now
+        if not 0 <= admission < CLASSES:
+            raise ValueError(f"admission class {admission} does not exist; give one from 0 (control) to 4 (stream)")
+        hit = PyDict_GetItemWithError(self._tenants, tenant)
+        known = self._enter(tenant) if hit == NULL else <_Tenant>hit
         if admission != 0:
-            if owner.in_flight >= owner.max_in_flight:
-                return self._refuse(owner, admission, "tenant_in_flight", "tenant", IN_FLIGHT_RETRY_MS,
-                                    owner.max_in_flight, 0)
-            if self.in_flight >= self._near:
-                fair = <double>self._max_total / (self._active + (1 if owner.in_flight == 0 else 0))
-                if owner.in_flight >= fair:
-                    return self._refuse(owner, admission, "fair_share", "tenant", IN_FLIGHT_RETRY_MS, fair, 0)
-                if self.in_flight >= self._max_total:
-                    return self._refuse(owner, admission, "kernel_in_flight", "kernel", IN_FLIGHT_RETRY_MS,
-                                        self._max_total, 0)
-            if owner.rate > 0:
+            if known.rate > 0:
                 now = self._now()
-                if now > owner.filled_at:
-                    owner.tokens = min(owner.burst, owner.tokens + (now - owner.filled_at) * owner.rate)
-                    owner.filled_at = now
-                if owner.tokens < 1:
-                    return self._refuse(owner, admission, "tenant_rate", "tenant",
-                                        <int>min(2147483647.0, (1 - owner.tokens) / owner.rate * 1000 + 1),
-                                        owner.rate, 0)
-                owner.tokens -= 1
-        if owner.in_flight == 0:
-            self._active += 1
-        owner.in_flight += 1
-        self.in_flight += 1
-        self._admitted += 1
-        self._since_sweep += 1
-        if self._since_sweep >= SWEEP_EVERY:
-            self._sweep()
+                known.refill(now)
+                if known.tokens < 1.0:
+                    return self._refuse(known, admission, TENANT_RATE)
+            if known.in_flight >= known.in_flight_max:
+                return self._refuse(known, admission, TENANT_IN_FLIGHT)
+            if self._in_flight >= self._max_total - _reserve(<double>self._max_total):
+                if self._in_flight >= self._max_total:
+                    return self._refuse(known, admission, KERNEL_IN_FLIGHT)
+                if _crowded(self._in_flight, known.in_flight, <double>self._max_total, self._active_with(known)):
+                    return self._refuse(known, admission, FAIR_SHARE)
+            if self._adaptive and self._slowed(known, admission):
+                return self._refuse(known, admission, ADAPTIVE)
+            if known.rate > 0:
+                known.tokens -= 1.0
         slot = Slot.__new__(Slot)
-        slot._owner = owner
+        slot._shedder = self
+        slot._tenant = known
+        slot.tenant = known.name
         slot.admission = admission
+        if known.in_flight == 0:
+            known.unlink()
+            self._active += 1
+        known.in_flight += 1
+        known.round = self._round
+        self._in_flight += 1
+        self._class_in_flight[admission] += 1
+        self._admitted += 1
         return slot
 
-    def release(self, Slot slot not None, double latency_s=-1.0):
-        if slot.released:
-            return
-        slot.released = True
-        cdef _Tenant owner = slot._owner
-        owner.in_flight -= 1
-        self.in_flight -= 1
-        if owner.in_flight == 0:
-            self._active -= 1
-            if owner.rate == 0:
-                # No bucket to remember: an idle tenant costs nothing.
-                self._tenants.pop(owner.name, None)
+    cdef inline int64_t _active_with(self, _Tenant tenant) noexcept:
+        return self._active + (1 if tenant.in_flight == 0 else 0)
 
-    cdef _sweep(self):
-        """Forget idle tenants whose bucket is full again, and the counts of what was shed long ago."""
-        cdef _Tenant one
-        cdef double now = self._now()
-        self._since_sweep = 0
-        idle = []
-        for one in self._tenants.values():
-            if one.in_flight == 0 and one.tokens + (now - one.filled_at) * one.rate >= one.burst:
-                idle.append(one.name)
-        for name in idle:
-            del self._tenants[name]
-        if len(self._shed_by) > SHED_COUNTS_MAX:
-            self._shed_by.clear()
+    cdef bint _slowed(self, _Tenant tenant, int admission) noexcept:
+        cdef double limit = self._gradients[admission].limit
+        cdef int64_t used = self._class_in_flight[admission]
+        return used >= <int64_t>limit or _crowded(used, tenant.in_flight, limit, self._active_with(tenant))
+
+    cdef Shed _refuse(self, _Tenant tenant, int admission, Reason reason):
+        cdef Shed shed = Shed.__new__(Shed)
+        cdef double limit
+        cdef double used
+        if tenant.counts == NULL:
+            tenant.counts = <Counts *>calloc(1, sizeof(Counts))
+            if tenant.counts == NULL:
+                raise MemoryError("no memory to count what was shed")
+        if not tenant.untold:
+            self._untold.append(tenant)
+            tenant.untold = True
+        tenant.counts.shed[admission * REASONS + <int>reason] += 1
+        tenant.round = self._round
+        self._shed += 1
+        shed.reason = <str>REASON_NAMES[<int>reason]
+        shed.scope = <str>SCOPES[<int>reason]
+        if reason == TENANT_RATE:
+            shed.limit = tenant.rate
+            shed.retry_after_ms = _whole_ms((1.0 - tenant.tokens) / tenant.rate)
+            return shed
+        if reason == TENANT_IN_FLIGHT:
+            limit, used = <double>tenant.in_flight_max, <double>tenant.in_flight
+        elif reason == FAIR_SHARE:
+            limit, used = _fair_share(<double>self._max_total, self._active_with(tenant)), <double>tenant.in_flight
+        elif reason == KERNEL_IN_FLIGHT:
+            limit, used = <double>self._max_total, <double>self._in_flight
+        else:
+            limit, used = self._gradients[admission].limit, <double>self._class_in_flight[admission]
+        shed.limit = limit
+        shed.remaining = <int64_t>(limit - used) if limit > used else 0
+        shed.retry_after_ms = self._advice_ms(admission)
+        return shed
+
+    cdef int64_t _advice_ms(self, int admission) noexcept:
+        """When a slot of this class is likely to be free again."""
+        cdef int64_t wait_ms
+        if self._latency_s[admission] < 0:
+            return RETRY_MS_DEFAULT
+        wait_ms = _whole_ms(self._latency_s[admission])
+        return RETRY_MS_MIN if wait_ms < RETRY_MS_MIN else RETRY_MS_MAX if wait_ms > RETRY_MS_MAX else wait_ms
+
+    def release(self, Slot slot not None, double latency_s=-1.0):
+        """Give a slot back. Again, or with a slot that was never acquired: nothing happens.
+
+        Args:
+            latency_s: seconds that the request took; negative: don't learn from it (streams).
+
+        Raises:
+            ValueError: another shedder gave this slot.
+        """
+        cdef int admission = slot.admission
+        if slot._tenant is None:
+            return
+        if slot._shedder is not self:
+            raise ValueError("the slot belongs to another shedder; release it there")
+        if 0 <= latency_s < INFINITY:
+            if self._adaptive:
+                self._learn(&self._gradients[admission], self._class_in_flight[admission], latency_s, self._now())
+            if self._latency_s[admission] < 0:
+                self._latency_s[admission] = latency_s
+            else:
+                self._latency_s[admission] += (latency_s - self._latency_s[admission]) * LATENCY_WEIGHT
+        self._give_back(slot)
+
+    cdef void _give_back(self, Slot slot) noexcept:
+        cdef _Tenant tenant = slot._tenant
+        slot._tenant = None
+        self._in_flight -= 1
+        self._class_in_flight[slot.admission] -= 1
+        tenant.in_flight -= 1
+        if tenant.in_flight == 0:
+            tenant.link_before(self._idle)
+            self._active -= 1
+
+    cdef void _learn(self, Gradient *gradient, int64_t in_flight, double latency_s, double now) noexcept:
+        """Gradient2: at the end of each window move the limit by the ratio of long- to short-term latency."""
+        cdef double short_s, slope, wanted, weight
+        if gradient.samples == 0:
+            gradient.ends_at = now + WINDOW_S
+            gradient.peak = 0
+            gradient.sum_s = 0.0
+        gradient.samples += 1
+        gradient.sum_s += latency_s
+        if in_flight > gradient.peak:
+            gradient.peak = in_flight
+        if now < gradient.ends_at or gradient.samples < WINDOW_SAMPLES_MIN:
+            return
+        short_s = gradient.sum_s / <double>gradient.samples
+        gradient.samples = 0
+        gradient.windows += 1
+        if gradient.windows <= LONG_WARM_UP:
+            gradient.long_s += (short_s - gradient.long_s) / <double>gradient.windows
+        else:
+            weight = 2.0 / (LONG_WINDOWS + 1.0)
+            gradient.long_s += (short_s - gradient.long_s) * weight
+        if gradient.long_s > 2.0 * short_s:
+            gradient.long_s *= 0.9  # the load is over: don't wait for the slow mean to find out
+        if <double>gradient.peak < gradient.limit / 2.0 or short_s <= 0.0:
+            return  # it was not the limit that kept requests back
+        slope = gradient.long_s / short_s
+        slope = 0.5 if slope < 0.5 else 1.0 if slope > 1.0 else slope
+        wanted = gradient.limit * slope + QUEUE
+        wanted = gradient.limit * (1.0 - SMOOTHING) + wanted * SMOOTHING
+        if wanted < ADAPTIVE_LIMIT_MIN:
+            wanted = ADAPTIVE_LIMIT_MIN
+        gradient.limit = wanted if wanted < <double>self._max_total else <double>self._max_total
+
+    # -- figures -----------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self):
+        """Requests in flight, of all tenants."""
+        return self._in_flight
 
     def tenant_in_flight(self, str tenant not None):
+        """Requests in flight of one tenant."""
         cdef _Tenant known = self._tenants.get(tenant)
-        return known.in_flight if known is not None else 0
+        return 0 if known is None else known.in_flight
 
     def stats(self):
+        """Figures since the start.
+
+        "in_flight", "tenants" (that are in memory), "admitted", "shed", "shed_by" ((tenant, class, reason) -> count; idle
+        tenants that were sent away are counted together as tenant "*"), and "adaptive_limits" (class -> requests in
+        flight; empty unless adaptive).
+        """
+        cdef _Tenant tenant
+        cdef dict shed_by = {}
+        cdef int admission
+        for tenant in self._tenants.values():
+            if tenant.counts != NULL:
+                _tell(shed_by, tenant.name, tenant.counts, False)
+        _tell(shed_by, "*", &self._departed, False)
+        limits = {admission: self._gradients[admission].limit for admission in range(1, CLASSES) if self._adaptive}
         return {
-            "in_flight": self.in_flight,
+            "in_flight": self._in_flight,
             "tenants": len(self._tenants),
             "admitted": self._admitted,
             "shed": self._shed,
-            "shed_by": dict(self._shed_by),
+            "shed_by": shed_by,
+            "adaptive_limits": limits,
         }
 
     def take_shed(self):
-        taken, self._shed_since = self._shed_since, {}
-        return taken
+        """What was shed since the last call: (tenant, class, reason) -> count.
+
+        Call it about once a second: it also forgets the tenants that have been idle since the call before the last.
+        """
+        cdef _Tenant tenant
+        cdef dict shed_by = {}
+        for tenant in self._untold:
+            _tell(shed_by, tenant.name, tenant.counts, True)
+            tenant.untold = False
+        self._untold = []
+        self._send_away_idle()
+        return shed_by
+
+
+cdef tuple _checked(int64_t max_in_flight, double rate, double burst):
+    if max_in_flight < 1:
+        raise ValueError(f"the limit of requests in flight is {max_in_flight}; give 1 or more")
+    if not 0 <= rate < INFINITY:
+        raise ValueError(f"rate is {rate}; give requests a second, or 0 for no limit")
+    if not 0 <= burst < INFINITY or 0 < burst < 1:
+        raise ValueError(f"burst is {burst}; give 1 request or more, or 0 for one second's worth")
+    if burst == 0:
+        burst = rate if rate > 1 else 1.0
+    return max_in_flight, rate, burst
+
+
+cdef inline int64_t _whole_ms(double seconds) noexcept:
+    cdef double ms = ceil(seconds * 1000.0)
+    return 1 if ms < 1 else <int64_t>ms if ms < 1e15 else <int64_t>1e15
+
+
+cdef int _tell(dict shed_by, str tenant, Counts *counts, bint only_new) except -1:
+    cdef int at
+    cdef uint64_t count
+    for at in range(CLASSES * REASONS):
+        count = counts.shed[at] - (counts.taken[at] if only_new else 0)
+        if count:
+            shed_by[(tenant, at // REASONS, REASON_NAMES[at % REASONS])] = count
+        if only_new:
+            counts.taken[at] = counts.shed[at]
+    return 0

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import orjson
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from solo_fast.domain.errors import DeadlineExceeded, ShuttingDown, SoloError
+from solo_fast.domain.errors import DeadlineExceeded, InvalidRequest, ShuttingDown, SoloError
 from solo_fast.gateway.admission import FIRST_BYTES_S, admitted, admitted_stream, internal_error
 from solo_fast.gateway.identity import TENANT_HEADER, caller_of, duplicated
 from solo_fast.gateway.projection import RequestPlan, ResponsePlan
@@ -41,6 +42,7 @@ _DETAILS_BYTES = 4096
 """gRPC refuses trailers of more than 8 KiB; message and details together stay well under."""
 
 _Handler = Callable[[Any, Any], Awaitable[Any]]
+_Reader = Callable[[Any], Any]
 
 
 # -- requests and errors -----------------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ async def _abort(context: _Context, error: SoloError) -> None:
 # -- rows --------------------------------------------------------------------------------------------------------
 
 
-def _unary(kernel: Kernel, operation: Operation, request_plan: RequestPlan, response_plan: ResponsePlan) -> _Handler:
+def _unary(kernel: Kernel, operation: Operation, request_plan: _Reader, response_plan: ResponsePlan) -> _Handler:
     async def handle(message: Any, context: _Context) -> Any:
         request = None
         try:
@@ -144,7 +146,7 @@ class _Streams:
 
 
 def _stream(
-    kernel: Kernel, operation: Operation, request_plan: RequestPlan, response_plan: ResponsePlan, streams: _Streams
+    kernel: Kernel, operation: Operation, request_plan: _Reader, response_plan: ResponsePlan, streams: _Streams
 ) -> _Handler:
     async def handle(message: Any, context: _Context) -> None:
         items = hello = None
@@ -183,15 +185,39 @@ async def _greet(context: _Context) -> None:
         await context.send_initial_metadata(())
 
 
+class _Malformed:
+    """What stands for a message that could not be parsed, until the handler can answer for it."""
+
+
+def _parser(message: Any) -> Callable[[bytes], Any]:
+    def parse(data: bytes) -> Any:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return _Malformed()
+
+    return parse
+
+
+def _reader(plan: RequestPlan, name: str) -> _Reader:
+    def read(message: Any) -> Any:
+        if type(message) is _Malformed:
+            raise InvalidRequest(f"the request's bytes are no {name} message of proto/solo/v1/solo.proto")
+        return plan(message)
+
+    return read
+
+
 def _handlers(kernel: Kernel, streams: _Streams) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     handlers = {}
     for operation in TABLE:
         if not operation.rpc:
             continue
         method = _DESCRIPTOR.methods_by_name[operation.rpc]
-        plans = RequestPlan(operation, method.input_type), ResponsePlan(operation, method.output_type)
+        read = _reader(RequestPlan(operation, method.input_type), method.input_type.name)
+        plans = read, ResponsePlan(operation, method.output_type)
         wire = {
-            "request_deserializer": getattr(solo_pb2, method.input_type.name).FromString,
+            "request_deserializer": _parser(getattr(solo_pb2, method.input_type.name)),
             "response_serializer": getattr(solo_pb2, method.output_type.name).SerializeToString,
         }
         if operation.streams:

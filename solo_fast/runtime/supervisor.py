@@ -14,6 +14,7 @@ from typing import Any
 from solo_fast._ext.registry import Services
 from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, ShuttingDown, TenantOverloaded
 from solo_fast.domain.events import Event
+from solo_fast.domain.ids import check_id
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Process, Source
 from solo_fast.runtime.service import Limits, Service, Spec
@@ -196,10 +197,11 @@ class Supervisor:
         """The service of that id.
 
         Raises:
-            NotFound: there is none, or it has not come up yet.
+            NotFound: there is none, or it has not come up yet. InvalidRequest: this can't be an id.
         """
         service: Service | None = self.services.get(tenant, service_id)
         if service is None or service.state == "starting":
+            check_id("service_id", service_id)
             raise NotFound(f"there is no service {service_id!r} of tenant {tenant!r}; `list` shows what there is")
         return service
 

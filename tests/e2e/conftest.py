@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,15 @@ def binary() -> Path:
     path = Path(named).absolute()
     assert path.is_file(), f"SOLO_BIN={named} is not there"
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache() -> Iterator[None]:
+    """The binary unpacks into a directory of this session's own, which does not stay."""
+    if "SOLO_CACHE_DIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="solo-e2e-cache-") as folder:
+        os.environ["SOLO_CACHE_DIR"] = folder
+        yield
+        del os.environ["SOLO_CACHE_DIR"]

@@ -206,7 +206,6 @@ def test_heads_without_end(server: Server) -> None:
         (b"\x00" * 100, "HTTP/1.1"),
         (b"GET / HTTP/1.1\r\ncontent-length: x\r\n\r\n", "HTTP/1.1"),
         (b"GET /\xff HTTP/1.1\r\n\r\n", "HTTP/1.1"),
-        (b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n", "HTTP/1.1"),
     ],
 )
 def test_what_is_not_http(server: Server, data: bytes, word: str) -> None:
