@@ -19,7 +19,7 @@ from pathlib import Path
 
 import grpc
 
-from bench.measure import in_turn, row, timed, versus
+from bench.measure import in_turn, row, versus
 from solo_fast.gateway.wire import solo_pb2, solo_pb2_grpc
 from tests.harness import ROOT, Server, environment
 
@@ -184,9 +184,6 @@ def main() -> None:
         with Server(folder, **limits) as server, running_floors() as floors:
             with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
                 kernel = solo_pb2_grpc.SoloKernelStub(channel)
-                print(
-                    f"first call on the channel: {timed(lambda: kernel.List(solo_pb2.ListRequest(), metadata=TENANT)) * 1e3:.1f} ms\n"
-                )
                 bench_deploy(kernel)
                 bench_calls(server, kernel, floors)
                 bench_crash(kernel)

@@ -33,7 +33,8 @@ def in_turn(rounds: int, *actions: Callable[[], object], warm_up: int = 5) -> li
 
 def row(name: str, seconds: Sequence[float], unit: str = "ms") -> str:
     scale = {"ms": 1e3, "us": 1e6}[unit]
-    return f"{name:<58} p50 {statistics.median(seconds) * scale:9.2f} {unit}   p99 {percentile(seconds, 99) * scale:9.2f} {unit}"
+    median, high = statistics.median(seconds) * scale, percentile(seconds, 99) * scale
+    return f"{name:<58} p50 {median:9.2f} {unit}   p99 {high:9.2f} {unit}"
 
 
 def versus(name: str, ours: Sequence[float], floor_name: str, floor: Sequence[float], unit: str = "ms") -> None:

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from solo_fast.domain.errors import InvalidRequest
 
@@ -51,8 +51,6 @@ class Key:
     per_tenant: bool = False
 
 
-_COUNT = {"least": 1}
-
 KEYS: tuple[Key, ...] = (
     Key("solo.host", "127.0.0.1", "address that both gateways listen on; loopback only while security.auth is open"),
     Key("solo.listen_port", 50051, "gRPC port; 0 picks a free one", most=65535),
@@ -71,10 +69,10 @@ KEYS: tuple[Key, ...] = (
     Key("limits.max_source_bytes", MIB, "a service's source", least=1, live=True),
     Key("limits.max_result_bytes", 8 * MIB, "a call's result", least=1024),
     Key("limits.max_frame_bytes", 16 * MIB, "one frame from a service to the kernel", least=65536),
-    Key("limits.services_per_tenant", 1000, "services of one tenant", live=True, per_tenant=True, **_COUNT),
-    Key("limits.registrations_per_tenant", 10_000, "registrations of one tenant", live=True, per_tenant=True, **_COUNT),
+    Key("limits.services_per_tenant", 1000, "services of one tenant", live=True, per_tenant=True, least=1),
+    Key("limits.registrations_per_tenant", 10_000, "registrations of one tenant", live=True, per_tenant=True, least=1),
     Key("limits.watchers_per_tenant", 100, "open watch and log streams of one tenant", live=True, per_tenant=True,
-        **_COUNT),
+        least=1),
     Key("limits.ring_events", 65_536, "events kept in memory for watchers; a power of two", least=16, most=2**24),
     Key("limits.log_line_bytes", 65_536, "a log line; a longer one comes in pieces", least=80),
     Key("limits.log_store_bytes", 4 * MIB, "log lines kept of one service", least=4096),
@@ -349,10 +347,16 @@ class Config:
         """The tenants that have a section of their own."""
         return list(self._tenants)
 
-    def for_tenant(self, tenant: str) -> Config | TenantView:
+    def for_tenant(self, tenant: str) -> Values:
         """What holds for one tenant: its own section over everything else."""
         own = self._tenants.get(tenant)
         return TenantView(self, own) if own else self
+
+
+class Values(Protocol):
+    """Something to get the value of a key from."""
+
+    def get(self, name: str) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,5 @@
-"""The load shedder: who is let in."""
-
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, final
 
 CONTROL: int
 READ: int
@@ -9,44 +7,63 @@ WRITE: int
 CALL: int
 STREAM: int
 
+@final
 class Slot:
-    """One request that was let in. Only a Shedder makes one, and only the first release of it counts."""
+    """One admitted request, until it is released. Made by `Shedder.acquire`; read-only.
 
-    tenant: str
-    admission: int
-    released: bool
+    A slot that is lost is released when it is collected.
+    """
 
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def admission(self) -> int: ...
+    @property
+    def released(self) -> bool:
+        """Whether it has been given back."""
+
+@final
 class Shed:
-    """Why a request was not let in.
+    """Why a request was not admitted, and when to come back. Made by `Shedder.acquire`; read-only.
 
     Attributes:
-        reason: tenant_rate, tenant_in_flight, fair_share or kernel_in_flight.
-        scope: "tenant", or "kernel" where the tenant itself did nothing wrong.
-        retry_after_ms: when a retry has a chance.
-        limit, remaining: of what was reached.
+        reason: which limit was met.
+        scope: whose limit it was.
+        retry_after_ms: milliseconds; exact for a rate, else from the mean latency.
+        limit: that was met: requests a second for a rate, else requests in flight.
+        remaining: what is left of it.
     """
 
-    reason: str
-    scope: str
-    retry_after_ms: int
-    limit: float
-    remaining: int
+    @property
+    def reason(self) -> Literal["tenant_rate", "tenant_in_flight", "fair_share", "kernel_in_flight", "adaptive"]: ...
+    @property
+    def scope(self) -> Literal["tenant", "kernel"]: ...
+    @property
+    def retry_after_ms(self) -> int: ...
+    @property
+    def limit(self) -> float: ...
+    @property
+    def remaining(self) -> int: ...
 
+@final
 class Shedder:
-    """Token bucket and in-flight limit per tenant, and a global in-flight limit with fair shares.
+    """Admission control for every request: who may start another one, and who is asked to come back later.
 
-    Control is never shed. When the kernel is near its limit, tenants over their fair share (max_total / active
-    tenants) are refused first, so that one tenant's flood does not cost another a request.
+    The last tenth of `max_total` is kept for tenants under their fair share of it. Time never goes back: a clock that
+    steps backwards counts as standing still until it has caught up.
 
     Args:
-        max_total: requests in flight of all tenants.
+        max_total: requests in flight of all tenants together.
         max_per_tenant: requests in flight of one tenant.
-        rate: requests a second of one tenant; 0 sets none.
-        burst: size of the token bucket; 0 means as many as `rate`.
-        clock: monotonic seconds; None reads the system's, in C.
+        rate: requests a second of one tenant; 0: as many as it likes.
+        burst: requests that it may make at once; 0: one second's worth, at least 1.
+        adaptive: also limit what each class has in flight by its latency (Netflix's Gradient2).
+        clock: gives monotonic seconds; None: CLOCK_MONOTONIC, read in C.
+
+    Raises:
+        ValueError: a limit is under 1, or a rate or burst is negative, not finite, or (a burst) between 0 and 1.
     """
 
-    in_flight: int
     def __init__(
         self,
         *,
@@ -54,19 +71,44 @@ class Shedder:
         max_per_tenant: int,
         rate: float = 0,
         burst: float = 0,
+        adaptive: bool = False,
         clock: Callable[[], float] | None = None,
     ) -> None: ...
     def set_tenant(self, tenant: str, *, max_in_flight: int, rate: float, burst: float) -> None:
-        """Give one tenant limits of its own."""
-    def acquire(self, tenant: str, admission: int) -> Slot | Shed: ...
-    def release(self, slot: Slot, latency_s: float = -1.0) -> None:
-        """Give a slot back; a second time does nothing.
+        """Give a tenant limits of its own, from now on.
 
         Raises:
-            TypeError: this is no slot.
+            ValueError: as the constructor.
         """
-    def tenant_in_flight(self, tenant: str) -> int: ...
+    def acquire(self, tenant: str, admission: int) -> Slot | Shed:
+        """A slot for one request of a tenant, or the reason why not.
+
+        Raises:
+            ValueError: there is no such admission class.
+        """
+    def release(self, slot: Slot, latency_s: float = -1.0) -> None:
+        """Give a slot back. Again, or with a slot that was never acquired: nothing happens.
+
+        Args:
+            latency_s: seconds that the request took; negative: don't learn from it (streams).
+
+        Raises:
+            ValueError: another shedder gave this slot.
+        """
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight, of all tenants."""
+    def tenant_in_flight(self, tenant: str) -> int:
+        """Requests in flight of one tenant."""
     def stats(self) -> dict[str, Any]:
-        """{"in_flight", "tenants", "admitted", "shed", "shed_by": {(tenant, admission, reason): count}}."""
+        """Figures since the start.
+
+        "in_flight", "tenants" (that are in memory), "admitted", "shed", "shed_by" ((tenant, class, reason) -> count; idle
+        tenants that were sent away are counted together as tenant "*"), and "adaptive_limits" (class -> requests in
+        flight; empty unless adaptive).
+        """
     def take_shed(self) -> dict[tuple[str, int, str], int]:
-        """What was shed since the last time, by (tenant, admission class, reason)."""
+        """What was shed since the last call: (tenant, class, reason) -> count.
+
+        Call it about once a second: it also forgets the tenants that have been idle since the call before the last.
+        """

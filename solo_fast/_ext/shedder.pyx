@@ -68,7 +68,7 @@ cdef class _Tenant:
     cdef double burst
     cdef double tokens
     cdef double refilled_at
-    cdef uint64_t round
+    cdef uint64_t seen  # round in which it last asked
     cdef Counts *counts
     cdef bint untold  # it is on the shedder's list for take_shed
     cdef void *older
@@ -261,53 +261,52 @@ cdef class Shedder:
         """Begin to know a tenant: idle, its bucket full."""
         cdef _Tenant tenant = _Tenant.__new__(_Tenant)
         limits = self._own_limits.get(name, self._limits)
+        cdef double now = self._now()
         tenant.name = name
         tenant.in_flight_max, tenant.rate, tenant.burst = limits
         tenant.tokens = tenant.burst
-        tenant.refilled_at = self._now() if tenant.rate > 0 else 0.0
-        tenant.round = self._round
+        tenant.refilled_at = now
+        tenant.seen = self._round
         if len(self._tenants) >= KEPT_IDLE:
-            self._send_away_one()
-            self._send_away_one()
+            self._send_away_one(now)
+            self._send_away_one(now)
         self._tenants[name] = tenant
         tenant.link_before(self._idle)
         return tenant
 
-    cdef int _send_away_one(self) except -1:
+    cdef int _send_away_one(self, double now) except -1:
         """Forget who has been idle longest, unless its bucket or its counts still say something."""
         cdef _Tenant tenant = <_Tenant>self._idle.newer
-        if tenant is self._idle:
-            return 0
-        tenant.unlink()
-        if not self._forget(tenant):
+        if tenant is not self._idle and not self._forget(tenant, now):
+            tenant.unlink()
             tenant.link_before(self._idle)
         return 0
 
-    cdef bint _forget(self, _Tenant tenant) except -1:
+    cdef bint _forget(self, _Tenant tenant, double now) except -1:
         cdef int at
         if tenant.untold:
             return False
         if tenant.rate > 0:
-            tenant.refill(self._now())
+            tenant.refill(now)
             if tenant.tokens < tenant.burst:
                 return False
         if tenant.counts != NULL:
             for at in range(CLASSES * REASONS):
                 self._departed.shed[at] += tenant.counts.shed[at]
+        tenant.unlink()
         del self._tenants[tenant.name]
         return True
 
     cdef int _send_away_idle(self) except -1:
         """Forget the tenants that did nothing since the call before the last one."""
+        cdef double now = self._now()
         cdef void *at = self._idle.newer
         cdef _Tenant tenant
         while at != <void *>self._idle:
             tenant = <_Tenant>at
             at = tenant.newer
-            if tenant.round + 1 < self._round:
-                tenant.unlink()
-                if not self._forget(tenant):
-                    tenant.link_before(<_Tenant>at)
+            if tenant.seen + 1 < self._round:
+                self._forget(tenant, now)
         self._round += 1
         return 0
 
@@ -317,11 +316,10 @@ cdef class Shedder:
         Raises:
             ValueError: as the constructor.
         """
-        cdef _Tenant known
-        limits = _checked(max_in_flight, rate, burst)
-        known = self._tenants.get(tenant)
+        cdef tuple limits = _checked(max_in_flight, rate, burst)
+        cdef _Tenant known = self._tenants.get(tenant)
+        cdef double now = self._now()
         if known is not None:
-            now = self._now()
             if known.rate > 0:
                 known.refill(now)
             else:
@@ -356,10 +354,10 @@ cdef class Shedder:
             if known.in_flight >= known.in_flight_max:
                 return self._refuse(known, admission, TENANT_IN_FLIGHT)
             if self._in_flight >= self._max_total - _reserve(<double>self._max_total):
-                if self._in_flight >= self._max_total:
-                    return self._refuse(known, admission, KERNEL_IN_FLIGHT)
                 if _crowded(self._in_flight, known.in_flight, <double>self._max_total, self._active_with(known)):
                     return self._refuse(known, admission, FAIR_SHARE)
+                if self._in_flight >= self._max_total:
+                    return self._refuse(known, admission, KERNEL_IN_FLIGHT)
             if self._adaptive and self._slowed(known, admission):
                 return self._refuse(known, admission, ADAPTIVE)
             if known.rate > 0:
@@ -373,7 +371,7 @@ cdef class Shedder:
             known.unlink()
             self._active += 1
         known.in_flight += 1
-        known.round = self._round
+        known.seen = self._round
         self._in_flight += 1
         self._class_in_flight[admission] += 1
         self._admitted += 1
@@ -399,7 +397,7 @@ cdef class Shedder:
             self._untold.append(tenant)
             tenant.untold = True
         tenant.counts.shed[admission * REASONS + <int>reason] += 1
-        tenant.round = self._round
+        tenant.seen = self._round
         self._shed += 1
         shed.reason = <str>REASON_NAMES[<int>reason]
         shed.scope = <str>SCOPES[<int>reason]
@@ -438,18 +436,20 @@ cdef class Shedder:
             ValueError: another shedder gave this slot.
         """
         cdef int admission = slot.admission
+        cdef int64_t in_flight = self._class_in_flight[admission]
         if slot._tenant is None:
             return
         if slot._shedder is not self:
             raise ValueError("the slot belongs to another shedder; release it there")
-        if 0 <= latency_s < INFINITY:
-            if self._adaptive:
-                self._learn(&self._gradients[admission], self._class_in_flight[admission], latency_s, self._now())
-            if self._latency_s[admission] < 0:
-                self._latency_s[admission] = latency_s
-            else:
-                self._latency_s[admission] += (latency_s - self._latency_s[admission]) * LATENCY_WEIGHT
-        self._give_back(slot)
+        self._give_back(slot)  # first: an injected clock may raise
+        if not 0 <= latency_s < INFINITY:
+            return
+        if self._latency_s[admission] < 0:
+            self._latency_s[admission] = latency_s
+        else:
+            self._latency_s[admission] += (latency_s - self._latency_s[admission]) * LATENCY_WEIGHT
+        if self._adaptive:
+            self._learn(&self._gradients[admission], in_flight, latency_s, self._now())
 
     cdef void _give_back(self, Slot slot) noexcept:
         cdef _Tenant tenant = slot._tenant

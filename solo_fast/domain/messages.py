@@ -17,6 +17,9 @@ PageLimit = Annotated[int, Meta(ge=1, le=1000, description="Entries a page.")]
 Metadata = dict[str, str]
 Format = Literal["python_source", "elixir_source", "external_binary"]
 
+Stream = Literal["stdout", "stderr", "log"]
+"""Where a log line came from: what the service printed, or what it logged through `self.solo`."""
+
 NO_ARGUMENTS = Raw(b"")
 
 
@@ -246,7 +249,7 @@ class LogEntry(Response, kw_only=True):
     id: int
     timestamp: datetime
     service_id: str
-    stream: Literal["stdout", "stderr", "log"]
+    stream: Stream
     line: str
 
 

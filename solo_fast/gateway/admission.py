@@ -64,7 +64,7 @@ def _admit(kernel: Kernel, operation: Operation, tenant: str) -> Slot:
     slot = kernel.shedder.acquire(tenant, operation.admission)
     if type(slot) is Shed:
         raise overloaded(tenant, slot)
-    return slot  # type: ignore[return-value]  # acquire answers with a Slot or a Shed, and both are final
+    return slot  # acquire answers with a Slot or a Shed, and both are final
 
 
 async def admitted(kernel: Kernel, operation: Operation, caller: Caller, request: Request) -> Any:

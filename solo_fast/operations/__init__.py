@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from solo_fast._ext.registry import Directory, Registration
-from solo_fast.config import Config
+from solo_fast.config import Config, Values
 from solo_fast.domain import messages as m
 from solo_fast.domain.errors import InvalidRequest, NotFound, PayloadTooLarge, TenantOverloaded
 from solo_fast.domain.events import Event
@@ -28,6 +28,7 @@ FILENAME_CHARACTERS_MAX = 255
 NAME_CHARACTERS_MAX = 128
 
 T = TypeVar("T")
+Found = list[m.DiscoveredService]
 
 
 class KernelView(Protocol):
@@ -278,7 +279,7 @@ class Operations:
         found = self._directory.of_tenant(caller.tenant, request.service_name or None)
         return m.GetServicesResponse(services=self._shown(found), total_count=len(found))
 
-    def _shown(self, registrations: list[Registration]) -> list[m.DiscoveredService]:
+    def _shown(self, registrations: Sequence[Registration]) -> Found:
         return [views.discovered(r, self._supervisor.services) for r in registrations]
 
     # -- the kernel ----------------------------------------------------------------------------------------------
@@ -323,7 +324,7 @@ async def _mapped(view: Callable[[Any], T], items: AsyncIterator[Any]) -> AsyncI
         await items.aclose()  # type: ignore[attr-defined]
 
 
-def resolve_limits(config: Config, asked: m.ServiceLimits) -> Limits:
+def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     """The deploy's own limits over the tenant's, which are over the kernel's."""
 
     def pick(name: str) -> int:

@@ -22,7 +22,7 @@ async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
             await sources[0].aclose()  # type: ignore[attr-defined]
         return
     loop = asyncio.get_running_loop()
-    waiting = {loop.create_task(anext(source)): source for source in sources}  # type: ignore[arg-type]
+    waiting: dict[asyncio.Task[T], AsyncIterator[T]] = {loop.create_task(anext(source)): source for source in sources}  # type: ignore[arg-type]
     try:
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from solo_fast._ext.registry import Registration, Services
 from solo_fast.domain import messages as m
 from solo_fast.domain.events import Event
 from solo_fast.runtime.service import Service
-from solo_fast.store.logbook import LogLine
+from solo_fast.store.lines import LogLine
 
 
 def time_of(epoch_ms: int) -> datetime:

@@ -195,7 +195,8 @@ async def _come_up_async(order: Order, link: Link, loaded: Loaded, marshalled: b
 
 def _construct(instance: Service, inside: Inside) -> None:
     instance.solo = inside
-    instance.__init__()  # type: ignore[misc] - made by __new__ so that __init__ already sees `self.solo`
+    # Made by __new__, so that a class of the user's with an __init__ already sees `self.solo` in it.
+    type(instance).__init__(instance)
 
 
 def _announce(link: Link, loaded: Loaded, marshalled: bytes, *, is_async: bool) -> None:

@@ -137,7 +137,7 @@ class Link:
 
 
 def _unwrap(kind: int, body: bytes) -> Any:
-    value = json.loads(body) if body else None
+    value: Any = json.loads(body) if body else None
     if kind == Kind.REPLY:
         return value
     error = ERRORS.get(value["error"], ServiceError)

@@ -334,7 +334,7 @@ class AsyncLoop:
             self.handler.complain(error)
 
     async def _stop(self, reason: str) -> None:
-        running = self._tasks - {asyncio.current_task()}  # type: ignore[arg-type]
+        running = self._tasks - {asyncio.current_task()}
         if running:
             await asyncio.wait(running)
         if self.loaded.main is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
+from solo_fast.domain.messages import Stream
+
 
 class LineSink(Protocol):
     """Takes lines. `saturated` asks for a pause until `drained()` returns (the log book, or a blank's holder)."""
@@ -12,7 +14,7 @@ class LineSink(Protocol):
     @property
     def saturated(self) -> bool: ...
     async def drained(self) -> None: ...
-    def line(self, stream: str, text: str) -> None: ...
+    def line(self, stream: Stream, text: str) -> None: ...
 
 
 class PipeReader(asyncio.Protocol):
@@ -26,7 +28,7 @@ class PipeReader(asyncio.Protocol):
         line_bytes_max: longest line, bytes.
     """
 
-    def __init__(self, stream: str, sink: LineSink, line_bytes_max: int) -> None:
+    def __init__(self, stream: Stream, sink: LineSink, line_bytes_max: int) -> None:
         self._stream = stream
         self._sink = sink
         self._limit = line_bytes_max

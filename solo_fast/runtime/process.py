@@ -14,6 +14,7 @@ from typing import Any, cast
 import orjson
 
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
+from solo_fast.domain.messages import Stream
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
@@ -84,7 +85,7 @@ class Owner:
     def wants(self, process: Process, message_id: int, body: bytes) -> None:
         """The service asks something of the kernel (`self.solo`)."""
 
-    def line(self, stream: str, text: str) -> None:
+    def line(self, stream: Stream, text: str) -> None:
         """The service printed or logged a line."""
 
     def compiled(self, code: bytes) -> None:
@@ -162,7 +163,8 @@ class Process(asyncio.Protocol):
             os.close(err_write)
         ours.setblocking(False)
         await self._loop.create_unix_connection(lambda: self, sock=ours)
-        for stream, fd in (("stdout", out_read), ("stderr", err_read)):
+        pipes: tuple[tuple[Stream, int], ...] = (("stdout", out_read), ("stderr", err_read))
+        for stream, fd in pipes:
             reader = PipeReader(stream, self, self.limits.line_bytes)
             await self._loop.connect_read_pipe(lambda made=reader: made, os.fdopen(fd, "rb", 0))  # type: ignore[misc]
             self._pipes.append(reader)
@@ -180,7 +182,7 @@ class Process(asyncio.Protocol):
     async def drained(self) -> None:
         await self.owner.drained()
 
-    def line(self, stream: str, text: str) -> None:
+    def line(self, stream: Stream, text: str) -> None:
         self.owner.line(stream, text)
 
     # -- load and check ------------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ class Process(asyncio.Protocol):
         self._write(frame(Kind.REPLY, message_id, body))
 
     def refuse(self, message_id: int, error: SoloError) -> None:
-        body = {"error": error.code, "message": error.message, "details": error.details}
+        body: dict[str, Any] = {"error": error.code, "message": error.message, "details": error.details}
         if error.retry_after_ms is not None:
             body["retry_after_ms"] = error.retry_after_ms
         self._write(frame(Kind.REFUSAL, message_id, orjson.dumps(body)))

@@ -10,11 +10,11 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, ServiceState
+from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
 
@@ -55,7 +55,7 @@ class House(Protocol):
     async def new_process(self) -> Process: ...
     def refill(self) -> None: ...
     def note(self, *events: Event) -> None: ...
-    def log_line(self, tenant: str, service_id: str, stream: str, line: str) -> None: ...
+    def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
     def serve_request(self, service: Service, process: Process, message_id: int, body: bytes) -> None: ...
     def code_for(self, tenant: str, digest: bytes) -> bytes: ...
     def keep_code(self, tenant: str, digest: bytes, code: bytes) -> None: ...
@@ -117,6 +117,7 @@ class Service(Owner):
         try:
             self.described = await process.load(source, self, spec.limits.startup_timeout_ms / 1000)
         except BaseException:
+            process.stopping = True
             process.kill()
             raise
         finally:
@@ -141,7 +142,7 @@ class Service(Owner):
     def wants(self, process: Process, message_id: int, body: bytes) -> None:
         self.house.serve_request(self, process, message_id, body)
 
-    def line(self, stream: str, text: str) -> None:
+    def line(self, stream: Stream, text: str) -> None:
         self.house.log_line(self.spec.tenant, self.spec.service_id, stream, text)
 
     def compiled(self, code: bytes) -> None:
@@ -164,7 +165,7 @@ class Service(Owner):
     # -- crash and restart ---------------------------------------------------------------------------------------
 
     def _crashed(self, ending: Ending) -> None:
-        figures = {"exit_code": ending.exit_code, "signal": ending.signal, "restarts": self.restarts}
+        figures: dict[str, Any] = {"exit_code": ending.exit_code, "signal": ending.signal, "restarts": self.restarts}
         crash = self._event("service_crashed", figures)
         self.house.note(crash)
         self._restart_or_give_up(crash)
@@ -198,7 +199,7 @@ class Service(Owner):
         payload = {"restarts": self.restarts, "delay_ms": round(delay_s * 1000), "pid": self.pid}
         self.house.note(self._event("service_restarted", payload, cause))
 
-    def _event(self, event_type: str, payload: dict[str, object], cause: Event | None = None) -> Event:
+    def _event(self, event_type: str, payload: dict[str, Any], cause: Event | None = None) -> Event:
         return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
 
     # -- messages ------------------------------------------------------------------------------------------------

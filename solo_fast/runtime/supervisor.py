@@ -15,6 +15,7 @@ from solo_fast._ext.registry import Services
 from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, ShuttingDown, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
+from solo_fast.domain.messages import Stream
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Process, Source
 from solo_fast.runtime.service import Limits, Service, Spec
@@ -118,7 +119,7 @@ class Supervisor:
         """
         if self._closing:
             raise ShuttingDown("the kernel is shutting down and takes no deploys")
-        former = self.services.get(tenant, service_id)
+        former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
         if former is not None and not replace:
@@ -143,13 +144,18 @@ class Supervisor:
             if former is not None:
                 former.replacing = False
         if former is not None:
-            if self.services.get(tenant, service_id) is not former:
-                await service.end("killed", 0)
-                raise NotFound(f"{service_id} was killed while it was being replaced")
-            service.created_at = former.created_at
-            self.services.put(tenant, service_id, service)
-            self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
+            await self._take_over(former, service)
         return service
+
+    async def _take_over(self, former: Service, service: Service) -> None:
+        spec = service.spec
+        current: object = self.services.get(spec.tenant, spec.service_id)
+        if current is not former:
+            await service.end("killed", 0)
+            raise NotFound(f"{spec.service_id} was killed while it was being replaced")
+        service.created_at = former.created_at
+        self.services.put(spec.tenant, spec.service_id, service)
+        self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
 
     async def _come_up(self, service: Service, *, replaced: bool) -> None:
         spec = service.spec
@@ -225,7 +231,7 @@ class Supervisor:
     def note(self, *events: Event) -> None:
         self._store.record_soon(*events)
 
-    def log_line(self, tenant: str, service_id: str, stream: str, line: str) -> None:
+    def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None:
         self._logs.append(tenant, service_id, stream, line)
 
     @property

@@ -168,7 +168,8 @@ class ZygoteClient:
             if not data:
                 self._died()
                 return
-            self._note(*ANSWER.unpack(data), fds)
+            what, number, pid, status = ANSWER.unpack(data)
+            self._note(what, number, pid, status, fds)
 
     def _note(self, what: int, number: int, pid: int, status: int, fds: list[int]) -> None:
         if what == forker.FORKED:
@@ -200,9 +201,11 @@ class ZygoteClient:
             code = self._process.wait()
             log.warning("the zygote (pid %d) ended with %d", self._process.pid, code)
         error = InternalError("the zygote died; another one is being started")
-        for future in [*self._forks.values(), *([self._ready] if self._ready else [])]:
+        for future in self._forks.values():
             if not future.done():
                 future.set_exception(error)
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(error)
         self._forks.clear()
         if not self._closing:
             self._restarting = asyncio.get_running_loop().create_task(self._restart())

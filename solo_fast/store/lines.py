@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
-from typing import Literal
 
-Stream = Literal["stdout", "stderr", "log"]
+from solo_fast.domain.messages import Stream
 
 TRIM_TO = 0.75  # of the limit, so that trimming is rare
 OVERHEAD_BYTES = 64  # what a row costs beside its text

@@ -10,8 +10,9 @@ import time
 from collections.abc import AsyncIterator
 
 from solo_fast._ext.ring import Overrun, Ring
+from solo_fast.domain.messages import Stream
 from solo_fast.store.eventstore import EventStore
-from solo_fast.store.lines import LogLine, Stream
+from solo_fast.store.lines import LogLine
 
 SATURATED_BYTES = 8 * 1024 * 1024  # waiting for the disk
 PAGE = 500

@@ -76,7 +76,8 @@ class Writer(threading.Thread):
         self._new_lines: list[LogLine] = []
         self._closing = False
         newest = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
-        self.last_id, self._last_hash = newest or (0, GENESIS)
+        self.last_id: int = newest[0] if newest else 0
+        self._last_hash: bytes = newest[1] if newest else GENESIS
 
     def begin(self, loop: asyncio.AbstractEventLoop, on_written: object) -> None:
         self._loop = loop
