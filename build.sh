@@ -22,6 +22,7 @@ usage: ./build.sh [SUBCOMMAND]
 
   PYTHON3=/path/to/python3   the interpreter to build with (3.11 or later)
   SOLO_RELEASE=1             pack the binary as small as it gets (slow)
+  ccache, where it is installed, takes a minute off each later build of the binary.
 USAGE
 }
 

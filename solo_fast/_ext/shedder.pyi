@@ -103,8 +103,8 @@ class Shedder:
     def stats(self) -> dict[str, Any]:
         """Figures since the start.
 
-        "in_flight", "tenants" (that are in memory), "admitted", "shed", "shed_by" ((tenant, class, reason) -> count; idle
-        tenants that were sent away are counted together as tenant "*"), and "adaptive_limits" (class -> requests in
+        "in_flight", "tenants" (that are in memory), "admitted", "shed", "shed_by" ((tenant, class, reason) -> count;
+        idle tenants that were sent away are counted together as tenant "*"), and "adaptive_limits" (class -> requests in
         flight; empty unless adaptive).
         """
     def take_shed(self) -> dict[tuple[str, int, str], int]:

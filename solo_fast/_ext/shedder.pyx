@@ -286,10 +286,8 @@ cdef class Shedder:
         cdef int at
         if tenant.untold:
             return False
-        if tenant.rate > 0:
-            tenant.refill(now)
-            if tenant.tokens < tenant.burst:
-                return False
+        if tenant.rate > 0 and tenant.tokens + (now - tenant.refilled_at) * tenant.rate < tenant.burst:
+            return False
         if tenant.counts != NULL:
             for at in range(CLASSES * REASONS):
                 self._departed.shed[at] += tenant.counts.shed[at]

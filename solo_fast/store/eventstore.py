@@ -227,7 +227,7 @@ def _event(row: Sequence[Any]) -> Event:
 
 def _first_break(connection: sqlite3.Connection) -> int | None:
     previous, expected = GENESIS, 1
-    columns = "id, timestamp_ms, monotonic_ns, tenant, event_type, subject, payload, causation_id, hash"
+    columns = "id, timestamp_ms, monotonic_ns, tenant, event_type, subject, CAST(payload AS BLOB), causation_id, hash"
     for *row, stored in connection.execute(f"SELECT {columns} FROM events ORDER BY id"):  # noqa: S608
         previous = chained(previous, tuple(row))
         if row[0] != expected or previous != stored:

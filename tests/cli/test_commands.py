@@ -1,0 +1,261 @@
+"""The `solo` command as a user runs it, against a real kernel."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ROOT, Server, command, environment, eventually
+
+COUNTER = ROOT / "examples" / "counter.py"
+
+
+def solo(*arguments: str, server: Server | None = None, stdin: str | bytes | None = None, **env: str):
+    """Run a command; its completed process, with text output."""
+    address = {"SOLO_HTTP_PORT": str(server.http_port)} if server else {}
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(
+        [*command(), *arguments],
+        env=environment(**address, **env),
+        input=data,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return subprocess.CompletedProcess(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def answer(*arguments: str, server: Server, code: int = 0, **options):
+    """What a command prints with --json: one document."""
+    done = solo(*arguments, "--json", server=server, **options)
+    assert done.returncode == code, done.stderr + done.stdout
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def deployed(server: Server) -> Server:
+    assert solo("deploy", str(COUNTER), "--replace", server=server).returncode == 0
+    return server
+
+
+def test_deploy_call_status_kill_for_people(server):
+    done = solo("deploy", str(COUNTER), "--service-id", "people", server=server)
+    assert (done.returncode, done.stdout) == (0, "people is running (version 1)\n")
+    assert solo("call", "people", "increment", "by=41", server=server).stdout == "41\n"
+    shown = solo("status", "people", server=server).stdout
+    assert "running" in shown
+    assert "service_deployed" in shown
+    assert "people" in solo("list", server=server).stdout
+    assert "people" in solo("status", server=server).stdout
+    assert solo("cast", "people", "increment", server=server).stdout == "accepted\n"
+    assert solo("call", "people", "get", server=server).stdout == "42\n"
+    assert solo("kill", "people", server=server).returncode == 0
+    assert "people" not in solo("list", server=server).stdout
+
+
+def test_json_has_the_keys_of_rest(deployed):
+    tenant = "default_tenant"
+    assert answer("list", server=deployed).keys() == deployed.request("GET", "/services", tenant=tenant)[1].keys()
+    rest = deployed.request("GET", "/services/counter", tenant=tenant)[1]
+    assert answer("status", "counter", server=deployed).keys() == rest.keys()
+    assert answer("status", "--service-id", "counter", server=deployed)["service_id"] == "counter"
+    assert answer("call", "counter", "increment", "--args", "[5]", server=deployed) == {"result": 5}
+    assert answer("events", server=deployed).keys() == {"events", "next"}
+    assert answer("health", server=deployed)["status"] == "healthy"
+    expected = {"status", "version", "timestamp", "uptime_ms", "memory_mb", "process_count", "services", "events"}
+    assert expected <= answer("metrics", server=deployed).keys()
+    assert answer("check", str(COUNTER), server=deployed)["class_name"] == "Counter"
+    assert answer("deploy", str(COUNTER), "--replace", server=deployed)["status"] == "deployed"
+    assert answer("kill", "counter", "--grace", "0.5", server=deployed)["grace_period_ms"] == 500
+
+
+def test_arguments_are_json_where_they_parse(server):
+    code = "def echo(**given):\n    return given\n"
+    solo("deploy", "-", "--service-id", "echo", server=server, stdin=code)
+    words = ["a=1", "b=text", 'c={"d": [true, null]}', "e=", "f=1.5", "g=a=b"]
+    assert answer("call", "echo", "echo", *words, server=server)["result"] == {
+        "a": 1, "b": "text", "c": {"d": [True, None]}, "e": "", "f": 1.5, "g": "a=b",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["deploy", "{missing}"], 2, "can't be read"),
+        (["deploy", "{latin}"], 2, "not UTF-8"),
+        (["deploy", "{bad}"], 6, "line 2, column 5"),
+        (["deploy", "{counter}", "--service-id", "a/b"], 2, "contains '/'"),
+        (["deploy", "{counter}", "--limit", "nope=1"], 2, "nope"),
+        (["deploy", "{counter}", "--limit", "nope"], 2, "key=value"),
+        (["deploy", "-"], 2, "--service-id"),
+        (["deploy", "{counter}"], 5, "deployed already"),
+        (["status", "nobody"], 4, "no service"),
+        (["kill", "nobody"], 4, "no service"),
+        (["call", "counter", "nothing"], 4, "increment"),
+        (["call", "counter", "increment", "x=1"], 2, "unexpected keyword"),
+        (["call", "counter", "increment", "by=[]"], 7, "TypeError"),
+        (["call", "counter", "increment", "by"], 2, "key=value"),
+        (["call", "counter", "increment", "--args", "{"], 2, "not JSON"),
+        (["check", "{bad}"], 6, "was never closed"),
+        (["nothing"], 2, "no command"),
+        (["lst"], 2, "did you mean list"),
+        (["list", "--limit", "0"], 2, "--limit"),
+        (["status", "a", "--service-id", "b"], 2, "give one"),
+    ],
+)
+def test_errors_have_their_exit_code_and_say_what_to_do(deployed, tmp_path, arguments, code, words):
+    (tmp_path / "latin.py").write_bytes(b"a = '\xff'\n")
+    (tmp_path / "bad.py").write_text("x = 1\ny = (\n")
+    places = {
+        "missing": tmp_path / "none.py",
+        "latin": tmp_path / "latin.py",
+        "bad": tmp_path / "bad.py",
+        "counter": COUNTER,
+    }
+    done = solo(
+        *(word.format(**places) if word.startswith("{") and word != "{" else word for word in arguments),
+        server=deployed,
+    )
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert done.stdout == ""
+
+
+def test_with_json_the_error_is_the_document(deployed):
+    body = answer("status", "nobody", server=deployed, code=4)
+    assert body["error"] == "not_found"
+    body = answer("deploy", "-", "--service-id", "x", server=deployed, code=6, stdin="1 / 0\n")
+    assert body["details"]["diagnostics"][0]["line"] == 1
+
+
+def test_a_deadline_and_a_service_error(server):
+    solo("deploy", "-", "--service-id", "slow", server=server, stdin="import time\ndef nap(s):\n    time.sleep(s)\n")
+    assert solo("call", "slow", "nap", "s=5", "--timeout", "0.05", server=server).returncode == 9
+    solo("kill", "slow", "--force", server=server)
+
+
+def test_no_server():
+    done = solo("list", "--http-port", "1")
+    assert done.returncode == 10
+    assert "127.0.0.1:1" in done.stderr
+    assert "solo serve" in done.stderr
+    done = solo("list", "--http-port", "1", "--json")
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (10, "unreachable")
+
+
+def test_something_else_than_solo_answers(server):
+    done = solo("list", "--http-port", str(server.grpc_port))
+    assert done.returncode == 10
+
+
+def test_tenants_by_flag_and_variable(server):
+    solo("deploy", str(COUNTER), "--service-id", "mine", "--tenant", "t1", server=server)
+    assert solo("status", "mine", server=server, SOLO_TENANT="t1").returncode == 0
+    assert solo("status", "mine", server=server, SOLO_TENANT="t2").returncode == 4
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_logs_and_events_follow(server, tmp_path, as_json):
+    service = f"talker-{as_json}".lower()
+    code = "def say(text):\n    print(text, flush=True)\n"
+    solo("deploy", "-", "--service-id", service, server=server, stdin=code)
+    server.call(service, "say", ["first"], "default_tenant")
+    extra = ["--json"] if as_json else []
+
+    def shows_first() -> bool:
+        return "first" in solo("logs", service, *extra, server=server).stdout
+
+    eventually(shows_first, "the line is stored")
+    env = environment(SOLO_HTTP_PORT=str(server.http_port))
+    followers = {
+        "logs": ["logs", service, "--follow"],
+        "events": ["events", "--follow", "--service-id", service, "--since", "0"],
+    }
+    for name, arguments in followers.items():
+        with subprocess.Popen([*command(), *arguments, *extra], env=env, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert ("first" if name == "logs" else "service_deployed") in line
+            if as_json:
+                assert json.loads(line)
+            if name == "logs":
+                server.call(service, "say", ["second"], "default_tenant")
+                assert "second" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+
+
+def test_the_commands_import_nothing_heavy(deployed):
+    heavy = ["grpc", "uvloop", "blacksheep", "msgspec", "cryptography", "asyncio", "orjson"]
+    script = (
+        "import sys, json, atexit\n"
+        "sys.argv = ['solo', *json.loads(sys.argv[1])]\n"
+        f"atexit.register(lambda: print('LOADED', [m for m in {heavy} if m in sys.modules], file=sys.stderr))\n"
+        "from solo_fast.__main__ import main\n"
+        "main()\n"
+    )
+    import sys
+
+    for arguments in (["version"], ["status"], ["deploy", str(COUNTER), "--replace"], ["call", "counter", "get"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, json.dumps(arguments)],
+            env=environment(SOLO_HTTP_PORT=str(deployed.http_port)), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "LOADED []" in done.stderr
+
+
+def test_version_help_and_completion():
+    assert solo("version").stdout == "solo 0.1.0\n"
+    assert json.loads(solo("version", "--json").stdout) == {"version": "0.1.0"}
+    overview = solo("help").stdout
+    for name in ("serve", "deploy", "completion"):
+        assert name in overview
+    assert "--replace" in solo("help", "deploy").stdout
+    assert solo("help", "nothing").returncode == 2
+    for shell in ("bash", "zsh", "fish"):
+        assert "_SOLO_COMPLETE" in solo("completion", shell).stdout
+    assert solo("completion", "tcsh").returncode == 2
+    completed = solo(_SOLO_COMPLETE="bash_complete", COMP_WORDS="solo de", COMP_CWORD="1")
+    assert "deploy" in completed.stdout
+
+
+def test_colour_only_on_a_terminal(deployed):
+    assert "\x1b[" not in solo("status", "counter", server=deployed).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--auth", "token"], "does not offer yet"),
+        (["--host", "0.0.0.0"], "trusts every caller"),
+        (["--http-port", "70000"], "65535"),
+        (["--config", "none.toml"], "can't be read"),
+    ],
+)
+def test_serve_refuses_what_it_can_not_do(tmp_path, arguments, words):
+    done = solo("serve", "--data-dir", str(tmp_path / "data"), *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not Path(tmp_path / "data").exists()
+
+
+def test_serve_says_why_it_can_not_start(server, tmp_path):
+    done = solo("serve", "--data-dir", str(tmp_path / "data"), "--http-port", str(server.http_port), "--grpc-port", "0")
+    assert done.returncode == 1
+    assert str(server.http_port) in done.stderr
+    blocked = tmp_path / "file"
+    blocked.touch()
+    done = solo("serve", "--data-dir", str(blocked))
+    assert done.returncode == 1
+    assert "--data-dir" in done.stderr
+
+
+def test_shutdown(own_server):
+    assert solo("shutdown", server=own_server).returncode == 0
+    assert own_server.process.wait(30) == 0
