@@ -15,7 +15,8 @@ usage: ./build.sh [SUBCOMMAND]
   binary      make dist/solo, the whole program in one file (the default)
   demo        run examples/demo.py: deploy, call, crash, kill, stop
   test        lint, format check, types, and the tests from source; arguments go to pytest instead of its defaults
-  e2e         build the binary if needed and run tests/e2e against it; arguments go to pytest
+  e2e         build the binary if needed and run against it what goes through a kernel or the command line;
+              arguments go to pytest instead
   bench       measure, beside the floors of each thing measured; arguments go to the benchmarks
   lock        resolve requirements.lock anew from pyproject.toml
   clean       remove everything that was built, .venv included
@@ -140,8 +141,10 @@ run_tests() {
 
 run_e2e() {
     binary
-    say "tests/e2e against dist/solo"
-    SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m pytest "${@:-tests/e2e}"
+    # What goes through a kernel or the command line holds for the binary too, so those tests run again with it.
+    (($#)) || set -- tests/e2e tests/operations tests/gateway tests/cli
+    say "tests against dist/solo"
+    SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m pytest "$@"
 }
 
 lock() {

@@ -36,7 +36,7 @@ def spawn_python() -> None:
         process.wait()
 
 
-def bench_deploy(kernel: solo_pb2_grpc.SoloKernelStub) -> None:
+def bench_deploy(kernel: solo_pb2_grpc.SoloKernelStub, folder: Path) -> None:
     number = 0
 
     def deploy() -> None:
@@ -49,8 +49,15 @@ def bench_deploy(kernel: solo_pb2_grpc.SoloKernelStub) -> None:
     def breathe() -> None:
         time.sleep(0.02)  # lets the pool refill, as it does between the deploys of a real client
 
-    ours, _, floor = in_turn(150, deploy, breathe, spawn_python)
+    with tempfile.TemporaryFile(dir=folder) as file:
+
+        def sync() -> None:
+            os.pwrite(file.fileno(), bytes(4096), 0)
+            os.fdatasync(file.fileno())
+
+        ours, _, floor, disk = in_turn(150, deploy, breathe, spawn_python, sync)
     versus("deploy to ready over gRPC (events on disk)", ours, "a spawn of python -I until it answers", floor)
+    print(row("  of which the disk takes, for one fdatasync", disk) + "\n", flush=True)
     for gone in range(1, number + 1):
         kernel.Kill(solo_pb2.KillRequest(service_id=f"d{gone}", force=True), metadata=TENANT)
 
@@ -184,7 +191,7 @@ def main() -> None:
         with Server(folder, **limits) as server, running_floors() as floors:
             with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
                 kernel = solo_pb2_grpc.SoloKernelStub(channel)
-                bench_deploy(kernel)
+                bench_deploy(kernel, folder)
                 bench_calls(server, kernel, floors)
                 bench_crash(kernel)
                 bench_memory(kernel)

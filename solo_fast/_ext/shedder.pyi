@@ -104,8 +104,8 @@ class Shedder:
         """Figures since the start.
 
         "in_flight", "tenants" (that are in memory), "admitted", "shed", "shed_by" ((tenant, class, reason) -> count;
-        idle tenants that were sent away are counted together as tenant "*"), and "adaptive_limits" (class -> requests in
-        flight; empty unless adaptive).
+        idle tenants that were sent away are counted together as tenant "*"), and "adaptive_limits" (class -> requests
+        in flight; empty unless adaptive).
         """
     def take_shed(self) -> dict[tuple[str, int, str], int]:
         """What was shed since the last call: (tenant, class, reason) -> count.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +12,6 @@ from tests.harness import ROOT, Server, descendants, eventually
 COUNTER = (ROOT / "examples" / "counter.py").read_text()
 DEPLOYS = 200
 FAILED_DEPLOYS = 50
-
-# Windows, drawing, joke and packaging modules that the binary leaves out, and says so to code that asks for them.
-LEFT_OUT = {
-    "_tkinter", "antigravity", "ensurepip", "idlelib", "lib2to3", "this", "tkinter", "turtle", "turtledemo", "venv",
-}  # fmt: skip
 
 BAD = {
     "syntax error": ("def f(:\n", 422),
@@ -113,37 +105,3 @@ def test_failed_deploys_leave_nothing(warmed):
     assert warmed.request("GET", "/services")[1]["total"] == 0
     warmed.deploy("fine", COUNTER)
     assert warmed.call("fine", "increment") == 1
-
-
-def test_a_service_may_import_the_whole_standard_library(own_server):
-    """Each name that imports under a plain CPython imports in a service too."""
-    code = (
-        "import importlib, sys\n"
-        "def names(): return sorted(sys.stdlib_module_names)\n"
-        "def imports(name):\n"
-        "    try:\n"
-        "        importlib.import_module(name)\n"
-        "    except ImportError as error:\n"
-        "        return str(error)\n"
-        "    return ''\n"
-    )
-    own_server.deploy("stdlib", code)
-    expected = plain_imports() & set(own_server.call("stdlib", "names")) - LEFT_OUT
-    said = {name: own_server.call("stdlib", "imports", [name]) for name in sorted(expected)}
-    assert {name: why for name, why in said.items() if why} == {}
-    assert len(said) > 200
-
-
-def plain_imports() -> set[str]:
-    """What this machine's CPython can import of its own standard library."""
-    script = (
-        "import importlib, json, sys\n"
-        "found = []\n"
-        "for name in sorted(sys.stdlib_module_names - {'antigravity', 'this'}):\n"
-        "    try: importlib.import_module(name)\n"
-        "    except ImportError: continue\n"
-        "    found.append(name)\n"
-        "print(json.dumps(found))\n"
-    )
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout.splitlines()[-1]))
