@@ -29,7 +29,7 @@ class Shed:
     Attributes:
         reason: which limit was met.
         scope: whose limit it was.
-        retry_after_ms: milliseconds; exact for a rate, else from the mean latency.
+        retry_after_ms: milliseconds; exact for a rate (up to a day), else from the mean latency.
         limit: that was met: requests a second for a rate, else requests in flight.
         remaining: what is left of it.
     """

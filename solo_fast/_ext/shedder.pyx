@@ -29,6 +29,7 @@ cdef enum:
     RETRY_MS_DEFAULT = 100  # while nothing is known of how long requests take
     RETRY_MS_MIN = 10
     RETRY_MS_MAX = 10_000
+    RATE_RETRY_MS_MAX = 86_400_000  # a day, however low the rate
     ADAPTIVE_LIMIT_MIN = 20
     WINDOW_SAMPLES_MIN = 10
     QUEUE = 4  # requests by which a limit grows while latency is flat
@@ -142,7 +143,7 @@ cdef class Shed:
     Attributes:
         reason: "tenant_rate", "tenant_in_flight", "fair_share", "kernel_in_flight" or "adaptive".
         scope: whose limit it was, "tenant" or "kernel".
-        retry_after_ms: milliseconds; exact for a rate, else from the mean latency.
+        retry_after_ms: milliseconds; exact for a rate (up to a day), else from the mean latency.
         limit: that was met: requests a second for a rate, else requests in flight.
         remaining: what is left of it.
     """
@@ -557,7 +558,7 @@ cdef tuple _checked(int64_t max_in_flight, double rate, double burst):
 
 cdef inline int64_t _whole_ms(double seconds) noexcept:
     cdef double ms = ceil(seconds * 1000.0)
-    return 1 if ms < 1 else <int64_t>ms if ms < 1e15 else <int64_t>1e15
+    return 1 if ms < 1 else <int64_t>ms if ms < RATE_RETRY_MS_MAX else RATE_RETRY_MS_MAX
 
 
 cdef int _tell(dict shed_by, str tenant, Counts *counts, bint only_new) except -1:

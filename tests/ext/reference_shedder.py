@@ -143,7 +143,7 @@ class ReferenceShedder:
         if known.rate > 0:
             known.refill(self.now())
             if known.tokens < 1.0:
-                wait_ms = max(1, math.ceil((1.0 - known.tokens) / known.rate * 1000.0))
+                wait_ms = max(1, math.ceil(min((1.0 - known.tokens) / known.rate * 1000.0, 86_400_000)))
                 return "tenant_rate", "tenant", wait_ms, known.rate, 0
         mine, everything = self.in_flight(name), self.in_flight()
         if mine >= known.in_flight_max:
