@@ -205,13 +205,16 @@ def service_class(module: ModuleType) -> type[Service] | None:
 
 
 def methods_of(instance: Service) -> dict[str, Callee]:
-    """The public methods of a stateful service."""
-    names = (name for name in dir(type(instance)) if not name.startswith("_") and name not in LIFECYCLE)
-    found = ((name, getattr(type(instance), name)) for name in names)
+    """The public methods of a stateful service, its own and its bases'."""
+    names: dict[str, Any] = {}  # the first class of the resolution order that has a name decides what it is
+    for cls in type(instance).__mro__:
+        if cls is Service:
+            break
+        names = {**vars(cls), **names}
     return {
         name: callee(name, getattr(instance, name))
-        for name, value in found
-        if isinstance(value, FunctionType) or inspect.ismethod(value)
+        for name, value in names.items()
+        if name[0] != "_" and name not in LIFECYCLE and isinstance(value, FunctionType | staticmethod | classmethod)
     }
 
 
