@@ -318,13 +318,13 @@ cdef class Shedder:
         cdef tuple limits = _checked(max_in_flight, rate, burst)
         cdef _Tenant known = self._tenants.get(tenant)
         cdef double now = self._now()
+        cdef bint full
         if known is not None:
-            if known.rate > 0:
-                known.refill(now)
-            else:
-                known.tokens = INFINITY
+            known.refill(now)
+            full = known.rate == 0 or known.tokens == known.burst
             known.in_flight_max, known.rate, known.burst = limits
-            known.tokens = min(known.tokens, known.burst)
+            # A full bucket stays full, so that it makes no difference whether an idle tenant was forgotten.
+            known.tokens = known.burst if full else min(known.tokens, known.burst)
             known.refilled_at = now
         self._own_limits[tenant] = limits
 

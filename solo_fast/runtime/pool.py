@@ -9,6 +9,10 @@ from solo_fast.domain.errors import InternalError
 from solo_fast.runtime.process import LinkLimits, Process
 from solo_fast.runtime.zygote_client import ZygoteClient
 
+REFILL_AFTER_S = 0.005
+"""How long a refill keeps back while there are blanks: a fork costs a core some 5 ms, and whoever took the last blank
+is still waiting for its deploy to be written down and answered."""
+
 log = logging.getLogger("solo.pool")
 
 
@@ -49,12 +53,14 @@ class WarmPool:
         return process
 
     def refill(self) -> None:
-        """Bring the pool back to its size, in the background; call it when there is time for it."""
+        """Bring the pool back to its size, in the background."""
         if self._refilling is None and not self._closing and len(self._blanks) < self._size:
             self._refilling = asyncio.get_running_loop().create_task(self._refill())
 
     async def _refill(self) -> None:
         try:
+            if self._blanks:
+                await asyncio.sleep(REFILL_AFTER_S)
             while len(self._blanks) < self._size and not self._closing:
                 self._blanks.append(await self._fork())
         except InternalError as error:

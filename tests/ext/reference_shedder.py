@@ -102,12 +102,10 @@ class ReferenceShedder:
         known, now = self.tenants.get(name), self.now()
         if known is None:
             return
-        if known.rate > 0:
-            known.refill(now)
-        else:
-            known.tokens = math.inf
+        known.refill(now)
+        full = known.rate == 0 or known.tokens == known.burst
         known.in_flight_max, known.rate, known.burst = most, rate, burst or max(1.0, rate)
-        known.tokens = min(known.tokens, known.burst)
+        known.tokens = known.burst if full else min(known.tokens, known.burst)
         known.refilled_at = now
 
     def in_flight(self, name: str | None = None, admission: int | None = None) -> int:

@@ -71,7 +71,8 @@ class ShedderMachine(RuleBasedStateMachine):
     def acquire(self, tenant, admission, times):
         for _ in range(times):
             answer = self.shedder.acquire(tenant, admission)
-            assert plain(answer) == self.reference.acquire(tenant, admission)
+            expected = self.reference.acquire(tenant, admission)
+            assert plain(answer) == expected, (plain(answer), expected)
             if isinstance(answer, Slot):
                 assert (answer.tenant, answer.admission, answer.released) == (tenant, admission, False)
                 self.slots.append(answer)

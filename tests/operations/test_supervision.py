@@ -61,10 +61,13 @@ def test_a_crash_is_answered_reported_and_restarted(server, how, figures):
     assert server.call(service, "pid") != pid
     assert server.call(service, "bump") == 1
     eventually(lambda: server.status(service)["restarts"] == 1, "the restart is counted")
-    crashed, restarted = eventually(
-        lambda: [e for e in events(server, service) if e["event_type"] in ("service_crashed", "service_restarted")][:2],
-        "both events are stored",
-    )
+    kinds = ("service_crashed", "service_restarted")
+
+    def both() -> list[dict]:
+        found = [event for event in events(server, service) if event["event_type"] in kinds]
+        return found if len(found) == 2 else []
+
+    crashed, restarted = eventually(both, "both events are stored")
     assert figures.items() <= crashed["payload"].items()
     assert restarted["causation_id"] == crashed["id"]
 

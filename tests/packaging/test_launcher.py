@@ -324,8 +324,14 @@ def test_a_full_directory_is_passed_over_and_left_clean(packed: Packed, tmp_path
         assert "No space left on device" in done.stderr
         assert shown(done, "self") == [str(tmp_path / "xdg" / "solo" / packed.id / "main")]
         assert os.listdir(full) == []
-        again = run(packed, full, env={"XDG_CACHE_HOME": str(tmp_path / "xdg")})
-        assert (again.returncode, again.stderr) == (0, "")  # what serves is found without another try
+        again = run(packed, None, env={"XDG_CACHE_HOME": str(tmp_path / "xdg")})
+        assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_the_named_directory_comes_before_one_that_is_filled(packed: Packed, cache: Path, tmp_path: Path) -> None:
+    xdg = {"XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    assert shown(run(packed, None, env=xdg), "self") == [str(tmp_path / "xdg" / "solo" / packed.id / "main")]
+    assert shown(run(packed, cache, env=xdg), "self") == [str(cache / packed.id / "main")]
 
 
 def test_a_read_only_directory_is_passed_over_or_used_when_filled(packed: Packed, tmp_path: Path) -> None:
