@@ -17,7 +17,7 @@ usage: ./build.sh [SUBCOMMAND]
   test        lint, format check, types, and the tests from source; arguments go to pytest instead of its defaults
   e2e         build the binary if needed and run against it what goes through a kernel or the command line;
               arguments go to pytest instead
-  bench       measure, beside the floors of each thing measured; arguments go to the benchmarks
+  bench       measure, beside the floors of each thing measured; arguments go to the hot core's pytest
   lock        resolve requirements.lock anew from pyproject.toml
   clean       remove everything that was built, .venv included
 
@@ -173,8 +173,10 @@ main() {
     e2e) run_e2e "$@" ;;
     bench)
         binary
-        say "bench"
-        SOLO_BIN=$ROOT/dist/solo exec "$PYTHON" -m bench.appliance "$@"
+        say "the appliance"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.appliance
+        say "the hot core"
+        "$PYTHON" -m pytest -q bench/test_hot_core.py --benchmark-columns=min,median,ops --benchmark-disable-gc "$@"
         ;;
     lock) lock ;;
     clean)

@@ -28,6 +28,7 @@ from stdlib_modules import stdlib_modules
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGING = ROOT / "packaging"
 BUILD = ROOT / "build" / "binary"
+FOLDER = BUILD / "solo_fast.dist"  # Nuitka's name for it
 OUT = ROOT / "dist" / "solo"
 MAIN = "solo"
 LOG_SHOWN = 4000  # characters of Nuitka's log, when it fails
@@ -81,20 +82,30 @@ def say(text: str) -> None:
     print(f"   {text}", flush=True)
 
 
-def inputs() -> list[Path]:
-    """Every file that the binary is made from."""
-    ours = [path for path in (ROOT / "solo_fast").rglob("*") if path.suffix in {".py", ".so"}]
-    return [*sorted(ours), *sorted(PACKAGING.glob("*.*")), ROOT / "requirements.lock"]
-
-
-def fingerprint(level: int) -> str:
-    """A hash of all that decides what the binary is."""
-    digest = hashlib.sha256(f"{sys.version} {sys.base_prefix} {level}".encode())
-    for path in inputs():
-        if "__pycache__" not in path.parts:
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(ROOT)} {len(content)}\n".encode() + content)
+def fingerprint(*parts: str | Path) -> str:
+    """A hash of texts and of the contents of files."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else part.encode()
+        digest.update(f"{part} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def compiled_from() -> str:
+    """The fingerprint of all that decides what Nuitka makes."""
+    ours = [path for path in (ROOT / "solo_fast").rglob("*.*") if path.suffix in {".py", ".so"}]
+    recipe = [PACKAGING / name for name in ("build_binary.py", "nuitka_plugin.py", "stdlib_modules.py")]
+    return fingerprint(sys.version, sys.base_prefix, *sorted(ours), *recipe, ROOT / "requirements.lock")
+
+
+def packed_from(compiled: str, level: int) -> str:
+    """The fingerprint of all that decides what the single file is."""
+    recipe = [PACKAGING / name for name in ("build_launcher.py", "launcher.c", "pack.py")]
+    return fingerprint(compiled, str(level), *recipe)
+
+
+def is_made(stamp: Path, wanted: str, made: Path) -> bool:
+    return made.exists() and stamp.exists() and stamp.read_text() == wanted
 
 
 def nuitka_command() -> list[str]:
@@ -150,8 +161,8 @@ def bundle_libraries(folder: Path, programs: list[Path], patchelf: Path) -> None
         raise SystemExit(f"libraries of this machine are left in the binary: {left}")
 
 
-def run_nuitka() -> Path:
-    """Build the standalone folder, stripped, and return it.
+def run_nuitka() -> None:
+    """Build the standalone folder, with its libraries and stripped.
 
     Raises:
         SystemExit, subprocess.CalledProcessError: a step failed; it has said why.
@@ -165,29 +176,32 @@ def run_nuitka() -> Path:
         raise SystemExit(
             f"{log.read_text()[-LOG_SHOWN:]}\nNuitka failed with {done.returncode}; all it said is in {log}"
         )
-    folder = BUILD / "solo_fast.dist"
-    programs = sorted(path for path in folder.rglob("*") if path.name == MAIN or ".so" in path.suffixes)
-    bundle_libraries(folder, programs, tools / "patchelf")
+    programs = sorted(path for path in FOLDER.rglob("*") if path.name == MAIN or ".so" in path.suffixes)
+    bundle_libraries(FOLDER, programs, tools / "patchelf")
     if strip := shutil.which("strip"):
         subprocess.run([strip, "--strip-all", *programs], check=True)
-    return folder
 
 
 def main() -> None:
     level = LEVEL_RELEASE if os.environ.get("SOLO_RELEASE") == "1" else LEVEL_DEVELOPMENT
-    stamp = BUILD / "fingerprint"
-    wanted = fingerprint(level)
-    if OUT.exists() and stamp.exists() and stamp.read_text() == wanted:
+    compiled = compiled_from()
+    packed = packed_from(compiled, level)
+    compiled_stamp, packed_stamp = BUILD / "compiled", BUILD / "packed"
+    if is_made(packed_stamp, packed, OUT):
         say("dist/solo is up to date")
         return
     began = time.monotonic()
     BUILD.mkdir(parents=True, exist_ok=True)
-    say(f"compiling with Nuitka {importlib.metadata.version('nuitka')}: six minutes the first time, later two to three")
-    folder = run_nuitka()
+    if not is_made(compiled_stamp, compiled, FOLDER):
+        version = importlib.metadata.version("nuitka")
+        say(f"compiling with Nuitka {version}: six minutes the first time, later two to three")
+        compiled_stamp.unlink(missing_ok=True)
+        run_nuitka()
+        compiled_stamp.write_text(compiled)
     say(f"packing with zstd level {level}")
     build_launcher.build(BUILD / "launcher")
-    identity = pack.pack(BUILD / "launcher", folder, MAIN, OUT, level)
-    stamp.write_text(wanted)
+    identity = pack.pack(BUILD / "launcher", FOLDER, MAIN, OUT, level)
+    packed_stamp.write_text(packed)
     size = OUT.stat().st_size
     say(f"dist/solo: {size / 1e6:.1f} MB, content {identity}, {time.monotonic() - began:.0f} s")
 

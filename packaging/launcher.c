@@ -20,7 +20,7 @@
  * - Each start compares every file with the manifest: type, mode, size, and a modification time that is the same fixed
  *   one for all, which any write changes. That costs about a microsecond a file. What differs is replaced, one file at
  *   a time and each by a rename, so that programs that run from there already go on.
- * - Nothing is ever run that another user could have written: see open_cache.
+ * - No cache directory is used that another user owns, root apart, or may write: see open_cache.
  *
  * Power loss: unpacking does not fsync. File systems that lose the contents then have the size wrong too, and the file
  * is replaced at the next start.
@@ -392,13 +392,16 @@ static int find_candidates(struct candidate *list) {
     return count;
 }
 
-/* Become the program; returns only when that fails. The descriptor of the version stays open in it, for its lock. */
-static void run(const struct candidate *candidate, int version, char **arguments) {
+/* Become the program; returns only when that fails. The descriptor of the version stays open in it, for its lock.
+ * `named` is what the user asked for and did not get, if so. */
+static void run(const struct candidate *candidate, int version, char **arguments, const struct candidate *named) {
     char program[PATH_MAX + ID_LENGTH + 2 + NAME_MAX];
     snprintf(program, sizeof program, "%s/%s/%s", candidate->path, id, entries[0].name);
     if (setenv("SOLO_EXE", self_path, 1)) die("no memory");
     /* A program of Nuitka's aborts where LANG or LC_* name a locale that is not installed. Under C it reads UTF-8. */
     if (!newlocale(LC_CTYPE_MASK, "", NULL) && setenv("LC_ALL", "C", 1)) die("no memory");
+    if (named)
+        fprintf(stderr, "solo: SOLO_CACHE_DIR=%s does not serve: %s; using %s\n", named->path, named->refused, candidate->path);
     fcntl(version, F_SETFD, 0);
     execv(program, arguments);
     fcntl(version, F_SETFD, FD_CLOEXEC);
@@ -409,13 +412,13 @@ static const char *why_not_run(void) {
 }
 
 /* The quick way: run what is unpacked already, and touch nothing. */
-static void run_ready(struct candidate *candidate, char **arguments) {
+static void run_ready(struct candidate *candidate, char **arguments, const struct candidate *named) {
     int cache = open_cache(candidate, false);
     if (cache < 0) return;
     int version = hold_version(cache, 0);
     close(cache);
     if (version < 0) return;
-    if (all_intact(version)) run(candidate, version, arguments);
+    if (all_intact(version)) run(candidate, version, arguments, named);
     close(version);
 }
 
@@ -434,9 +437,7 @@ static void unpack_and_run(struct candidate *candidate, char **arguments, const 
     }
     close(cache); /* and unlock */
     if (version < 0) return;
-    if (named && named != candidate && named->refused)
-        fprintf(stderr, "solo: SOLO_CACHE_DIR=%s does not serve: %s; using %s\n", named->path, named->refused, candidate->path);
-    run(candidate, version, arguments);
+    run(candidate, version, arguments, named);
     candidate->refused = why_not_run();
     close(version);
 }
@@ -445,10 +446,16 @@ int main(int argc, char **argv) {
     static struct candidate candidates[CANDIDATES_MAX];
     (void)argc;
     read_self();
-    int count = find_candidates(candidates);
-    const char *named = secure_getenv("SOLO_CACHE_DIR");
-    for (int i = 0; i < count; i++) run_ready(&candidates[i], argv);
-    for (int i = 0; i < count; i++) unpack_and_run(&candidates[i], argv, named && *named ? &candidates[0] : NULL);
+    int count = find_candidates(candidates), first = 0;
+    const char *asked = secure_getenv("SOLO_CACHE_DIR");
+    struct candidate *named = asked && *asked ? candidates : NULL;
+    if (named) { /* what the user asks for comes before what would be quicker */
+        run_ready(named, argv, NULL);
+        unpack_and_run(named, argv, NULL);
+        first = 1;
+    }
+    for (int i = first; i < count; i++) run_ready(&candidates[i], argv, named);
+    for (int i = first; i < count; i++) unpack_and_run(&candidates[i], argv, named);
 
     fprintf(stderr, "solo: no directory serves to unpack the program into:\n");
     for (int i = 0; i < count; i++) fprintf(stderr, "  %s: %s\n", candidates[i].path, candidates[i].refused);

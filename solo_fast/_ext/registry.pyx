@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: language_level=3, binding=False, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The live services, and the discovery index with its leases.
 
 Discovery by metadata is an inverted index: each (key, value) of a name has a posting, the set of the registrations that

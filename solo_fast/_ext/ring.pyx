@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: language_level=3, binding=False, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The event ring: the last events, numbered without a gap, for any number of readers at their own pace.
 
 One writer and many cursors, as in the LMAX Disruptor (Thompson et al. 2011): a power-of-two array and a sequence

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: language_level=3, binding=False, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The load shedder: who may start another request, and who is asked to come back later.
 
 Each tenant has a token bucket (a rate and a burst) and a limit of requests in flight, and all of them share one limit.
@@ -114,8 +114,8 @@ cdef class Slot:
     """One admitted request, until it is released. A slot that is lost is released when it is collected."""
 
     cdef Shedder _shedder
-    cdef _Tenant _tenant  # None: released
-    cdef readonly str tenant
+    cdef _Tenant _tenant
+    cdef bint _held
     cdef readonly int admission
 
     def __init__(self):
@@ -125,13 +125,18 @@ cdef class Slot:
         raise TypeError("a slot can't be copied or pickled")
 
     def __dealloc__(self):
-        if self._tenant is not None:
+        if self._held:
             self._shedder._give_back(self)
+
+    @property
+    def tenant(self):
+        """Whose request it is."""
+        return "" if self._tenant is None else self._tenant.name
 
     @property
     def released(self):
         """Whether it has been given back."""
-        return self._tenant is None
+        return not self._held
 
 
 @cython.final
@@ -161,16 +166,10 @@ cdef class Shed:
         return f"<Shed {self.reason}, limit {self.limit:g}, retry in {self.retry_after_ms} ms>"
 
 
-cdef inline bint _crowded(int64_t all_of_them, int64_t mine, double limit, int64_t active) noexcept:
-    """Whether `limit` is near and a tenant that already has `mine` of it has its fair share."""
-    if all_of_them < <int64_t>limit - _reserve(limit):
-        return False
-    return <double>(mine + 1) > _fair_share(limit, active)
-
-
-cdef inline int64_t _reserve(double limit) noexcept:
+cdef inline int64_t _near(double limit) noexcept:
+    """Requests in flight from which on only tenants under their fair share are admitted."""
     cdef int64_t tenth = <int64_t>limit // 10
-    return tenth if tenth > 1 else 1
+    return <int64_t>limit - (tenth if tenth > 1 else 1)
 
 
 cdef inline double _fair_share(double limit, int64_t active) noexcept:
@@ -204,6 +203,7 @@ cdef class Shedder:
     cdef object _clock
     cdef double _latest
     cdef int64_t _max_total
+    cdef int64_t _near_total  # from here on fair shares count
     cdef int64_t _in_flight
     cdef int64_t _active
     cdef int64_t _class_in_flight[CLASSES]
@@ -237,6 +237,7 @@ cdef class Shedder:
         self._clock = clock
         self._latest = -INFINITY
         self._max_total = max_total
+        self._near_total = _near(<double>max_total)
         self._adaptive = adaptive
         for admission in range(CLASSES):
             self._latency_s[admission] = -1.0
@@ -352,8 +353,8 @@ cdef class Shedder:
                     return self._refuse(known, admission, TENANT_RATE)
             if known.in_flight >= known.in_flight_max:
                 return self._refuse(known, admission, TENANT_IN_FLIGHT)
-            if self._in_flight >= self._max_total - _reserve(<double>self._max_total):
-                if _crowded(self._in_flight, known.in_flight, <double>self._max_total, self._active_with(known)):
+            if self._in_flight >= self._near_total:
+                if <double>(known.in_flight + 1) > _fair_share(<double>self._max_total, self._active_with(known)):
                     return self._refuse(known, admission, FAIR_SHARE)
                 if self._in_flight >= self._max_total:
                     return self._refuse(known, admission, KERNEL_IN_FLIGHT)
@@ -364,7 +365,7 @@ cdef class Shedder:
         slot = Slot.__new__(Slot)
         slot._shedder = self
         slot._tenant = known
-        slot.tenant = known.name
+        slot._held = True
         slot.admission = admission
         if known.in_flight == 0:
             known.unlink()
@@ -382,7 +383,9 @@ cdef class Shedder:
     cdef bint _slowed(self, _Tenant tenant, int admission) noexcept:
         cdef double limit = self._gradients[admission].limit
         cdef int64_t used = self._class_in_flight[admission]
-        return used >= <int64_t>limit or _crowded(used, tenant.in_flight, limit, self._active_with(tenant))
+        if used < _near(limit):
+            return False
+        return used >= <int64_t>limit or <double>(tenant.in_flight + 1) > _fair_share(limit, self._active_with(tenant))
 
     cdef Shed _refuse(self, _Tenant tenant, int admission, Reason reason):
         cdef Shed shed = Shed.__new__(Shed)
@@ -436,7 +439,7 @@ cdef class Shedder:
         """
         cdef int admission = slot.admission
         cdef int64_t in_flight = self._class_in_flight[admission]
-        if slot._tenant is None:
+        if not slot._held:
             return
         if slot._shedder is not self:
             raise ValueError("the slot belongs to another shedder; release it there")
@@ -452,7 +455,7 @@ cdef class Shedder:
 
     cdef void _give_back(self, Slot slot) noexcept:
         cdef _Tenant tenant = slot._tenant
-        slot._tenant = None
+        slot._held = False
         self._in_flight -= 1
         self._class_in_flight[slot.admission] -= 1
         tenant.in_flight -= 1

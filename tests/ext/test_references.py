@@ -8,7 +8,9 @@ import sys
 from solo_fast._ext.registry import Directory, Services
 from solo_fast._ext.ring import Overrun, Ring
 from solo_fast._ext.shedder import CALL, READ, Shed, Shedder
-from tests.ext.profiles import OPERATIONS, Clock
+from tests.ext.profiles import OPERATIONS, PATIENCE, Clock
+
+pytestmark = PATIENCE
 
 ROUND = 1000
 

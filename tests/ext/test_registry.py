@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from solo_fast._ext.registry import Directory, Registration, Services
-from tests.ext.profiles import LONG, MACHINE, Clock
+from tests.ext.profiles import LONG, MACHINE, PATIENCE, Clock
 from tests.ext.reference_registry import ReferenceDirectory
+
+pytestmark = PATIENCE
 
 TENANTS = st.sampled_from(["", "acme", "globex"])
 SERVICES = st.sampled_from(["s1", "s2", "s3"])

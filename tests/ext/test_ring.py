@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from solo_fast._ext.ring import Cursor, Overrun, Ring
-from tests.ext.profiles import MACHINE
+from tests.ext.profiles import MACHINE, PATIENCE
 from tests.ext.reference_ring import ReferenceOverrun, ReferenceRing
+
+pytestmark = PATIENCE
 
 TENANTS = ["", "acme", "globex", "ümlaut", "t" * 128]
 SUBJECTS = ["", "a", "b"]

@@ -39,7 +39,8 @@ BAD = {
 
 def holdings(server: Server) -> dict[str, int]:
     """What the kernel has: processes below it, descriptors, files in its data directory but for the database's own."""
-    files = [path for path in server.data_dir.rglob("*") if not path.name.startswith("events.db")]
+    entries = [name for _, folders, files in os.walk(server.data_dir) for name in (*folders, *files)]
+    files = [name for name in entries if not name.startswith("events.db")]
     return {
         "processes": len(descendants(server.pid)),
         "descriptors": len(os.listdir(f"/proc/{server.pid}/fd")),
