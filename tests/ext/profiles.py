@@ -1,4 +1,4 @@
-"""How long the comparisons with the references run: briefly by default, for minutes each with SOLO_LONG=1 or HYPOTHESIS_PROFILE=long."""
+"""How long the comparisons with the references run: seconds, or minutes with SOLO_LONG=1 or HYPOTHESIS_PROFILE=long."""
 
 from __future__ import annotations
 

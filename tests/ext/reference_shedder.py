@@ -18,7 +18,6 @@ class ReferenceTenant:
     burst: float
     tokens: float
     refilled_at: float
-    in_flight: Counter[int] = field(default_factory=Counter)
 
     def refill(self, now: float) -> None:
         if self.tokens < self.burst:
@@ -79,6 +78,7 @@ class ReferenceShedder:
         self.limits = (max_per_tenant, rate, burst)
         self.own_limits: dict[str, tuple[int, float, float]] = {}
         self.tenants: dict[str, ReferenceTenant] = {}
+        self.flying: Counter[tuple[str, int]] = Counter()
         self.latest = -math.inf
         self.admitted = 0
         self.shed: Counter[tuple[str, int, str]] = Counter()
@@ -111,13 +111,12 @@ class ReferenceShedder:
     def in_flight(self, name: str | None = None, admission: int | None = None) -> int:
         return sum(
             count
-            for tenant, known in self.tenants.items()
-            for kind, count in known.in_flight.items()
+            for (tenant, kind), count in self.flying.items()
             if name in (None, tenant) and admission in (None, kind)
         )
 
     def active(self, name: str) -> int:
-        return len({name} | {tenant for tenant in self.tenants if self.in_flight(tenant)})
+        return len({name} | {tenant for tenant, _ in self.flying})
 
     def crowded(self, used: int, limit: float, name: str) -> bool:
         return used >= near(limit) and self.in_flight(name) + 1 > fair_share(limit, self.active(name))
@@ -129,7 +128,7 @@ class ReferenceShedder:
         if refusal is None:
             if admission != CONTROL and known.rate > 0:
                 known.tokens -= 1.0
-            known.in_flight[admission] += 1
+            self.flying[name, admission] += 1
             self.admitted += 1
             return None
         self.shed[name, admission, refusal[0]] += 1
@@ -164,7 +163,7 @@ class ReferenceShedder:
 
     def release(self, name: str, admission: int, latency_s: float = -1.0) -> None:
         in_flight = self.in_flight(None, admission)
-        self.tenants[name].in_flight[admission] -= 1
+        self.flying -= Counter({(name, admission): 1})  # which drops what has come to 0
         if not 0 <= latency_s < math.inf:
             return
         mean = self.latency_s.get(admission)

@@ -86,7 +86,7 @@ def test_ring():
         ring.append(None, "", "")
     gc.collect()
     fresh = object()
-    assert sys.getrefcount(item) == sys.getrefcount(subject) == sys.getrefcount(fresh) 
+    assert sys.getrefcount(item) == sys.getrefcount(subject) == sys.getrefcount(fresh)
     assert sys.getrefcount(tenant) == sys.getrefcount(fresh) + 1  # the cursor's
 
 

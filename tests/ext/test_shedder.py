@@ -159,35 +159,39 @@ def fill(subject, tenant, admission=CALL, most=100_000):
 
 
 def test_a_hundred_thousand_tenants_come_and_go():
+    """Step by step as the reference, which never forgets a tenant; ours does, so that it holds few of them."""
     clock = Clock()
-    ours = shedder(clock, max_total=500, max_per_tenant=3, rate=2, burst=3)
-    theirs = ReferenceShedder(500, 3, 2, 3, False, clock)
+    ours = shedder(clock, max_total=40, max_per_tenant=3, rate=2, burst=3)
+    theirs = ReferenceShedder(40, 3, 2, 3, False, clock)
     rnd, slots, most = random.Random(7), [], 0
     for step in range(100_000):
-        tenant = f"tenant-{step}" if rnd.random() < 0.7 else f"tenant-{rnd.randrange(step + 1)}"
+        tenant = f"tenant-{step if rnd.random() < 0.7 else rnd.randrange(max(0, step - 100), step + 1)}"
         answer = ours.acquire(tenant, READ)
-        if step % 20 == 0 or step > 99_000:
-            most = max(most, ours.stats()["tenants"])
+        assert plain(answer) == theirs.acquire(tenant, READ)
         if isinstance(answer, Slot):
             slots.append(answer)
-        if len(slots) > 300:
-            ours.release(slots.pop(rnd.randrange(len(slots))))
+        if len(slots) > 30 and rnd.random() < 0.99:
+            slot = slots.pop(rnd.randrange(len(slots)))
+            ours.release(slot)
+            theirs.release(slot.tenant, READ)
         clock.now += 0.001
         if step % 1000 == 0:
-            ours.take_shed()
-    assert most < 10_000  # those whose bucket fills again within 0.5 s, and those in flight
-    assert ours.in_flight == len(slots)
-    for slot in slots:
-        ours.release(slot)
+            most = max(most, ours.stats()["tenants"])
+            assert ours.take_shed() == theirs.take_shed()
+    assert len(theirs.tenants) > 70_000
+    assert most < 5000
+    assert ours.stats()["shed"] == theirs.shed.total() > 1000
+    assert ours.in_flight == theirs.in_flight() == len(slots)
+    slots.clear()
+    answer = slot = None  # the last references to a slot
     clock.now += 10
     for _ in range(3):
         ours.take_shed()
-    assert ours.stats()["tenants"] == 0
-    assert ours.in_flight == theirs.in_flight() == 0
+    assert ours.stats()["tenants"] == ours.in_flight == 0
 
 
-@pytest.mark.parametrize("tenants", [100_000])
-def test_a_hundred_thousand_tenants_at_once(tenants):
+def test_a_hundred_thousand_tenants_at_once():
+    tenants = 100_000
     subject = shedder(max_total=2 * tenants)
     slots = [subject.acquire(f"tenant-{number}", WRITE) for number in range(tenants)]
     assert subject.stats()["tenants"] == subject.in_flight == tenants
