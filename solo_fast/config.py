@@ -65,6 +65,7 @@ KEYS: tuple[Key, ...] = (
     Key("limits.rate_per_tenant", 0, "requests a second of one tenant; 0 sets no rate", live=True, per_tenant=True),
     Key("limits.burst", 0, "requests that a tenant may send at once under its rate; 0 means as many as the rate",
         live=True, per_tenant=True),
+    Key("limits.adaptive", False, "also limit each class of requests by how its latency develops"),
     Key("limits.max_request_bytes", 8 * MIB, "a request's body", least=1024),
     Key("limits.max_source_bytes", MIB, "a service's source", least=1, live=True),
     Key("limits.max_result_bytes", 8 * MIB, "a call's result", least=1024),

@@ -27,6 +27,7 @@ from solo_fast.telemetry import logs as telemetry_logs
 
 if TYPE_CHECKING:
     from solo_fast.domain.messages import HealthResponse, MetricsResponse
+    from solo_fast.gateway.inside import InsideGateway
     from solo_fast.runtime.process import Process
     from solo_fast.runtime.service import Service
     from solo_fast.runtime.zygote_client import ZygoteClient
@@ -141,7 +142,6 @@ class Kernel:
         from solo_fast._ext.registry import Directory
         from solo_fast._ext.shedder import Shedder
         from solo_fast.operations import Operations
-        from solo_fast.operations.inside import InsideRequests
         from solo_fast.runtime.process import LinkLimits
         from solo_fast.runtime.supervisor import Supervisor
         from solo_fast.store.eventstore import EventStore
@@ -164,6 +164,7 @@ class Kernel:
             max_per_tenant=config.get("limits.max_per_tenant"),
             rate=config.get("limits.rate_per_tenant"),
             burst=config.get("limits.burst"),
+            adaptive=config.get("limits.adaptive"),
         )
         self.supervisor = Supervisor(
             zygote=zygote,
@@ -179,7 +180,7 @@ class Kernel:
             handle_request=self._inside_request,
         )
         self.operations = Operations(config, self, self.supervisor, self.store, self.logs, self.directory)
-        self._inside = InsideRequests(self.operations, self.store)
+        self._inside: InsideGateway | None = None
         self._stop = asyncio.Event()
         self._grace_s: float | None = None
         self._signals = 0
@@ -193,6 +194,10 @@ class Kernel:
             )
 
     async def _inside_request(self, service: Service, process: Process, message_id: int, body: bytes) -> None:
+        if self._inside is None:
+            from solo_fast.gateway.inside import InsideGateway
+
+            self._inside = InsideGateway(self)
         await self._inside.handle(service, process, message_id, body)
 
     # -- life ----------------------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from tests.gateway.clients import ECHO, TENANT, EventSource, in_flight, settles,
 from tests.harness import Server, eventually
 
 
-def half_a_call(server: Server, service_id: str) -> socket.socket:
+def half_a_call(server: Server, service_id: str, tenant: str = "acme") -> socket.socket:
+    """A call that is sent and will not be answered for a minute."""
     sock = socket.create_connection((server.host, server.http_port))
-    head = f"POST /services/{service_id}/call/nap HTTP/1.1\r\nhost: x\r\nx-tenant-id: acme\r\ncontent-length: 4\r\n\r\n"
-    sock.sendall(head.encode() + b"[60]")
+    head = f"POST /services/{service_id}/call/nap HTTP/1.1\r\nhost: x\r\nx-tenant-id: {tenant}\r\n"
+    sock.sendall(head.encode() + b"content-length: 4\r\n\r\n[60]")
     return sock
 
 
