@@ -12,7 +12,8 @@ from solo_fast import __version__
 from solo_fast.domain import errors as e
 from solo_fast.domain import messages as m
 from solo_fast.gateway.identity import TENANT_HEADER
-from solo_fast.gateway.rest import RENDERERS, Row
+from solo_fast.gateway.rest_requests import Row
+from solo_fast.gateway.rest_responses import RENDERERS
 from solo_fast.operations.table import TABLE, Admission, Operation
 
 _Json = dict[str, Any]

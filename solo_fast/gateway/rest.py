@@ -8,10 +8,8 @@ then costs a walk of the tree, one struct, the shedder and the handler.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 from blacksheep import Application, Content, Response, Router
@@ -22,33 +20,25 @@ from solo_fast.domain import messages as m
 from solo_fast.domain.errors import (
     InvalidRequest,
     NotFound,
-    PayloadTooLarge,
     PermissionDenied,
     ShuttingDown,
     SoloError,
-    TenantOverloaded,
 )
 from solo_fast.gateway.admission import FIRST_BYTES_S, admitted, admitted_stream, internal_error
 from solo_fast.gateway.http_server import HttpServer
 from solo_fast.gateway.identity import TENANT_HEADER, caller_of, duplicated
-from solo_fast.gateway.problems import invalid
-from solo_fast.gateway.projection import json_text
-from solo_fast.gateway.prometheus import CONTENT_TYPE as PROMETHEUS_TYPE
-from solo_fast.gateway.prometheus import prometheus_text
-from solo_fast.operations.table import TABLE, Operation
+from solo_fast.gateway.rest_requests import Headers, Receive, Row, parse_query, read_body, segment
+from solo_fast.gateway.rest_responses import JSON, RENDERERS, json_response, preferred, problem
+from solo_fast.operations.table import TABLE
 
 if TYPE_CHECKING:
     from solo_fast.kernel import Kernel
 
 _Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[dict[str, Any]], Awaitable[None]]
-_Headers = dict[bytes, bytes]
 
-JSON = b"application/json"
 HEARTBEAT_S = 15.0
 
-_MAX_QUERY_FIELDS = 200
 _TENANT = TENANT_HEADER.encode()
 _encode = msgspec.json.Encoder().encode
 
@@ -59,220 +49,6 @@ class MethodNotAllowed(InvalidRequest):
     http_status = 405
 
 
-# -- from a request to a struct ----------------------------------------------------------------------------------
-
-
-class Row:
-    """One operation's way from HTTP to its struct and back.
-
-    Attributes:
-        query_fields: request fields that query parameters may set.
-        when: query parameters that choose this row.
-        headers: header name -> request field.
-    """
-
-    def __init__(self, operation: Operation) -> None:
-        http = operation.http
-        if http is None:
-            raise ValueError(f"{operation.name} has no REST projection")
-        fields = {field.name: field for field in msgspec.structs.fields(operation.request)}
-        self.operation = operation
-        self.http = http
-        self.status = http.status
-        self.path_names = tuple(part[1:-1] for part in http.path.split("/") if part.startswith("{"))
-        self.json = http.body == "json"
-        self.raw = "" if http.body in ("json", "none") else http.body
-        self.headers = {name.encode(): field for name, field in http.headers.items()}
-        taken = {*self.path_names, self.raw, http.query}
-        self.query_fields = frozenset() if self.json else frozenset(fields) - taken
-        self.when = dict(http.when)
-        self._type: Any = operation.request
-        self._lists = {name for name, field in fields.items() if field.type == list[str]}
-        self._flags = {name for name, field in fields.items() if field.type is bool}
-        self._names = {field: name for name, field in http.headers.items()}
-        # A row whose only mandatory fields are plain strings in the path needs no checks when nothing else is sent.
-        self._plain = not self.json and all(
-            field.type is str if name in self.path_names else not field.required for name, field in fields.items()
-        )
-        self._decode = msgspec.json.Decoder(operation.request).decode if self.json else None
-
-    def request(self, path: list[str], query: list[tuple[str, str]], headers: _Headers, body: bytes) -> Any:
-        """The struct; raises InvalidRequest that names what is wrong."""
-        values: dict[str, Any] = dict(zip(self.path_names, path, strict=True))
-        if self.json:
-            return self._from_json(values, query, body)
-        if query:
-            self._take_query(values, query)
-        plain = self._plain and not query
-        for header, field in self.headers.items():
-            if header in headers:
-                values[field] = headers[header].decode("latin-1")
-                plain = False
-        if self.raw:
-            values[self.raw] = json_text(body, self.raw)
-        elif body and body.strip() not in (b"", b"{}"):
-            raise InvalidRequest(f"{self.http.method} {self.http.path} takes no body; this one has {len(body)} bytes")
-        if plain:
-            return self._type(**values)
-        try:
-            return msgspec.convert(values, self._type, strict=False)
-        except msgspec.ValidationError as error:
-            raise invalid(error, self._names) from None
-
-    def _from_json(self, path: dict[str, str], query: list[tuple[str, str]], body: bytes) -> Any:
-        if query:
-            raise self._unknown(query[0][0])
-        try:
-            if not path:
-                return self._decode(body or b"{}")  # type: ignore[misc]
-            members: dict[str, Any] = msgspec.json.decode(body or b"{}", type=dict[str, Any])
-            for name, value in path.items():
-                if members.setdefault(name, value) != value:
-                    raise InvalidRequest(
-                        f"{name} is {value!r} in the path and something else in the body", details={"field": name}
-                    )
-            return msgspec.convert(members, self._type)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise invalid(error) from None
-
-    def _take_query(self, values: dict[str, Any], query: list[tuple[str, str]]) -> None:
-        target = values.setdefault(self.http.query, {}) if self.http.query else values
-        for name, value in query:
-            if not self.http.query and name not in self.query_fields:
-                raise self._unknown(name)
-            if name in self._lists:
-                target.setdefault(name, []).extend(part for part in value.split(",") if part)
-            elif name in target:
-                raise InvalidRequest(
-                    f"the query parameter {name} was sent more than once; send it once", details={"field": name}
-                )
-            else:
-                target[name] = "true" if not value and name in self._flags else value
-
-    def _unknown(self, name: str) -> InvalidRequest:
-        known = ", ".join(sorted(self.query_fields)) or "none"
-        return InvalidRequest(
-            f"{name} is not a query parameter of {self.http.method} {self.http.path}; it takes: {known}",
-            details={"field": name},
-        )
-
-
-def _parse_query(query: bytes) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(
-            query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
-        )
-    except UnicodeDecodeError:
-        raise InvalidRequest("the query is not percent-encoded UTF-8") from None
-    except ValueError:
-        raise InvalidRequest(f"the query has more than {_MAX_QUERY_FIELDS} parameters") from None
-
-
-def _segment(raw: bytes) -> str:
-    if b"%" not in raw:
-        return raw.decode("ascii")
-    try:
-        return unquote_to_bytes(raw).decode()
-    except UnicodeDecodeError:
-        raise InvalidRequest("the path is not percent-encoded UTF-8") from None
-
-
-async def _read_body(headers: _Headers, receive: _Receive, limit: int) -> bytes:
-    """The whole body; raises PayloadTooLarge before or while it comes in, whichever is first to know."""
-    length = headers.get(b"content-length")
-    if length is None and b"transfer-encoding" not in headers:
-        return b""
-    if length is not None and int(length) > limit:
-        raise _too_large(limit, int(length))
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-    parts = bytearray(body)
-    while message.get("more_body"):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
-        parts += message.get("body", b"")
-        if len(parts) > limit:
-            raise _too_large(limit)
-    return bytes(parts)
-
-
-def _too_large(limit: int, length: int | None = None) -> PayloadTooLarge:
-    size = "larger" if length is None else f"{length} bytes"
-    return PayloadTooLarge(
-        f"a request body may have {limit} bytes, and this one is {size} (limits.max_request_bytes)",
-        details={"limit": limit},
-    )
-
-
-# -- from a struct or an error to a response ---------------------------------------------------------------------
-
-
-def json_response(status: int, value: object, headers: list[tuple[bytes, bytes]] | None = None) -> Response:
-    """`value` as a JSON response."""
-    return Response(status, headers, Content(JSON, _encode(value)))
-
-
-def problem(error: SoloError, headers: list[tuple[bytes, bytes]] | None = None) -> Response:
-    """The response to a request that was answered with an error; see DESIGN section 5."""
-    extra = headers or []
-    if error.retry_after_ms is not None:
-        extra.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_ms / 1000))))
-    if isinstance(error, TenantOverloaded) and "reason" in error.details:
-        extra += _rate_limit(error)
-    body = m.ErrorBody(error=error.code, message=error.message, details=error.details or msgspec.UNSET)
-    return json_response(error.http_status, body, extra)
-
-
-def _rate_limit(error: TenantOverloaded) -> list[tuple[bytes, bytes]]:
-    """The tenant's own limit, as draft-ietf-httpapi-ratelimit-headers says it."""
-    reason, limit, remaining = error.details["reason"], error.details["limit"], error.details["remaining"]
-    window = "w=1" if reason == "tenant_rate" else 'qu="concurrent-requests"'
-    seconds = math.ceil((error.retry_after_ms or 0) / 1000)
-    return [
-        (b"ratelimit-policy", f'"{reason}";q={math.floor(limit)};{window}'.encode()),
-        (b"ratelimit", f'"{reason}";r={remaining};t={seconds}'.encode()),
-    ]
-
-
-RENDERERS: Mapping[type[m.Response], Mapping[str, tuple[bytes, Callable[[Any], bytes]]]] = {
-    m.MetricsResponse: {
-        "text/plain": (PROMETHEUS_TYPE, prometheus_text),
-        "application/openmetrics-text": (PROMETHEUS_TYPE, prometheus_text),
-    },
-}
-"""Responses that have another form than JSON: by media type, how it is written."""
-
-
-def _preferred(accept: bytes, known: Mapping[str, Any]) -> str | None:
-    """The media type of `known` that an Accept header asks for before JSON; None: JSON."""
-    ranges = []
-    for part in accept.decode("latin-1").split(","):
-        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        weights = [parameter[2:] for parameter in parameters if parameter.startswith("q=")]
-        try:
-            weight = float(weights[0]) if weights else 1.0
-        except ValueError:
-            weight = 0.0
-        ranges.append((-weight, media))
-    for weight, media in sorted(ranges, key=lambda pair: pair[0]):
-        if not weight:
-            continue
-        if media in known:
-            return media
-        if media == "text/*":
-            return next((name for name in known if name.startswith("text/")), None)
-        if media in ("application/json", "application/*", "*/*"):
-            return None
-    return None
-
-
 # -- endpoints ---------------------------------------------------------------------------------------------------
 
 
@@ -280,9 +56,9 @@ class _Exchange(msgspec.Struct, gc=False):
     """One request as its endpoint sees it."""
 
     scope: _Scope
-    headers: _Headers
+    headers: Headers
     path: list[str]
-    receive: _Receive
+    receive: Receive
     send: _Send
 
 
@@ -304,7 +80,7 @@ class _Rows:
         scope, headers = exchange.scope, exchange.headers
         if len(headers) != len(scope["headers"]):
             self._refuse_duplicates(scope["headers"])
-        query = _parse_query(scope["query_string"]) if scope["query_string"] else []
+        query = parse_query(scope["query_string"]) if scope["query_string"] else []
         row = self._only or self._choose(query)
         if row.when:
             query = [pair for pair in query if pair[0] not in row.when]
@@ -312,7 +88,7 @@ class _Rows:
         caller = caller_of(operation, headers.get(_TENANT), scope["client"])
         body = b""
         if b"content-length" in headers or b"transfer-encoding" in headers:
-            body = await _read_body(headers, exchange.receive, self._application.max_request_bytes())
+            body = await read_body(headers, exchange.receive, self._application.max_request_bytes())
         if b"origin" in headers and row.http.method != "GET":
             _refuse_foreign_page(headers)
         request = row.request(exchange.path, query, headers, body)
@@ -322,7 +98,7 @@ class _Rows:
         answer = await admitted(self._kernel, operation, caller, request)
         if b"accept" in headers and operation.response in RENDERERS:
             renderers = RENDERERS[operation.response]
-            media = _preferred(headers[b"accept"], renderers)
+            media = preferred(headers[b"accept"], renderers)
             if media is not None:
                 content_type, render = renderers[media]
                 return Response(row.status, None, Content(content_type, render(answer)))
@@ -418,7 +194,7 @@ class _EventStream:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
 
-def _refuse_foreign_page(headers: _Headers) -> None:
+def _refuse_foreign_page(headers: Headers) -> None:
     """A page of another site must not drive Solo through its visitor's browser (CSRF): browsers name the page."""
     origin = headers[b"origin"]
     if origin.partition(b"://")[2] != headers.get(b"host"):
@@ -462,7 +238,7 @@ class _Node:
                 following = node.parameter
                 if following is None or not part:
                     return None
-                parameters.append(_segment(part))
+                parameters.append(segment(part))
             node = following
         return node
 
@@ -501,7 +277,7 @@ class RestApplication(Application):
         """The limit in force now: configuration can change while the kernel runs."""
         return int(self.kernel.config.get("limits.max_request_bytes"))
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: _Scope, receive: Receive, send: _Send) -> None:
         """Answer one request. Whatever happens, the client gets an answer in the one form of errors."""
         headers = dict(scope["headers"])
         try:
