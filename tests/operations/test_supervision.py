@@ -37,9 +37,17 @@ def spin():
 """
 
 
-def events(server: Server, service_id: str) -> list[dict]:
-    _, page, _ = server.request("GET", f"/events?format=json&service_id={service_id}&limit=1000")
-    return page["events"]
+def recorded(server: Server, service_id: str, event_type: str, count: int) -> list[dict]:
+    """The events of one type, once there are `count`; a crash is written down while its restart is under way."""
+
+    def stored() -> list[dict]:
+        path = f"/events?format=json&service_id={service_id}&event_types={event_type}&limit=1000"
+        return server.request("GET", path)[1]["events"]
+
+    eventually(lambda: len(stored()) >= count, f"{count} {event_type} of {service_id}")
+    found = stored()
+    assert len(found) == count
+    return found
 
 
 @pytest.mark.parametrize(
@@ -61,13 +69,8 @@ def test_a_crash_is_answered_reported_and_restarted(server, how, figures):
     assert server.call(service, "pid") != pid
     assert server.call(service, "bump") == 1
     eventually(lambda: server.status(service)["restarts"] == 1, "the restart is counted")
-    kinds = ("service_crashed", "service_restarted")
-
-    def both() -> list[dict]:
-        found = [event for event in events(server, service) if event["event_type"] in kinds]
-        return found if len(found) == 2 else []
-
-    crashed, restarted = eventually(both, "both events are stored")
+    [crashed] = recorded(server, service, "service_crashed", 1)
+    [restarted] = recorded(server, service, "service_restarted", 1)
     assert figures.items() <= crashed["payload"].items()
     assert restarted["causation_id"] == crashed["id"]
 
@@ -98,8 +101,8 @@ def test_too_many_crashes_give_the_service_up(server):
     status, body, _ = server.request("POST", "/services/hopeless/call/pid")
     assert (status, body["error"]) == (502, "service_error")
     assert "given up" in body["message"]
-    last = eventually(lambda: [e for e in events(server, "hopeless") if e["event_type"] == "service_gave_up"], "event")
-    assert last[0]["payload"] == {"restarts": 2, "max_restarts": 2, "max_seconds": 60}
+    [last] = recorded(server, "hopeless", "service_gave_up", 1)
+    assert last["payload"] == {"restarts": 2, "max_restarts": 2, "max_seconds": 60}
     server.deploy("hopeless", FRAGILE, replace=True)
     assert server.call("hopeless", "bump") == 1
 
@@ -111,8 +114,7 @@ def test_a_restart_that_fails_counts_as_a_crash(server, tmp_path):
     flag.touch()
     server.request("POST", "/services/relapse/call/die", ["exit"])
     eventually(lambda: server.status("relapse")["status"] == "gave_up", "it is given up")
-    crashes = [e for e in events(server, "relapse") if e["event_type"] == "service_crashed"]
-    assert len(crashes) == 3
+    crashes = recorded(server, "relapse", "service_crashed", 3)
     assert "OSError: broken" in crashes[-1]["payload"]["message"]
 
 
@@ -137,8 +139,8 @@ def test_a_killed_zygote_is_replaced_while_services_go_on(own_server):
     assert zygote_of(own_server) != before
     own_server.request("POST", "/services/steady/call/die", ["SIGKILL"])  # reaped by the kernel now
     assert own_server.call("steady", "bump") == 1
-    crash = [e for e in events(own_server, "steady") if e["event_type"] == "service_crashed"]
-    assert crash[0]["payload"]["signal"] == "SIGKILL"
+    [crash] = recorded(own_server, "steady", "service_crashed", 1)
+    assert crash["payload"]["signal"] == "SIGKILL"
     assert own_server.stop() == 0
 
 

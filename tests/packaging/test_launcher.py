@@ -137,7 +137,7 @@ def test_exit_code_is_the_programs(packed: Packed, cache: Path, code: int) -> No
     assert run(packed, cache, "exit", str(code)).returncode == code
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
 def test_death_by_signal_is_the_programs(packed: Packed, cache: Path, number: int) -> None:
     assert run(packed, cache, "kill", str(int(number))).returncode == -number
 
