@@ -12,8 +12,8 @@ from tests.harness import Server
 
 
 def pytest_configure() -> None:
-    """Started in the background by a shell, or under nohup, this process ignores signals, and so would whatever the tests
-    start and then interrupt."""
+    """Hear signals again: started in the background by a shell, or under nohup, this process ignores them, and so
+    would whatever the tests start and then interrupt."""
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
