@@ -332,7 +332,8 @@ class HealthRequest(Request, kw_only=True):
 
 class HealthResponse(Response, kw_only=True):
     """`timestamp` and `uptime_ms` are milliseconds (epoch and since start); `memory_mb` is the kernel's RSS in MiB;
-    `process_count` counts the kernel, its zygote and its children."""
+    `process_count` counts the kernel, its zygote and its children. The kernel is "starting" until the services of
+    the desired state are recovered."""
 
     status: Literal["healthy", "starting", "shutting_down"]
     version: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +21,13 @@ from solo_fast.operations.caller import Caller
 from solo_fast.operations.streams import merge
 from solo_fast.runtime.service import Limits
 from solo_fast.runtime.supervisor import Supervisor
+from solo_fast.store.desired import (
+    PutRegistration,
+    RegistrationRow,
+    RemoveRegistration,
+    RenewRegistration,
+    Settings,
+)
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
@@ -82,19 +90,24 @@ class Operations:
         work = self._supervisor.deploy(
             caller.tenant,
             request.service_id,
+            format=request.format,
             filename=_filename(request.filename or f"{request.service_id}.py"),
             text=text,
-            limits=resolve_limits(config, request.limits),
-            metadata=request.metadata,
+            limits=self.limits_for(caller.tenant, request.limits),
+            settings=Settings(request.limits, request.metadata),
             replace=request.replace,
             services_max=config.get("limits.services_per_tenant"),
         )
         service = await self._to_the_end(work)
         return m.DeployResponse(
             service_id=request.service_id,
-            message=f"{request.service_id} is running (version {service.spec.version})",
-            version=service.spec.version,
+            message=f"{request.service_id} is running (version {service.spec.version.number})",
+            version=service.spec.version.number,
         )
+
+    def limits_for(self, tenant: str, asked: m.ServiceLimits) -> Limits:
+        """What a tenant's service gets: its own limits over the tenant's, which are over the kernel's."""
+        return resolve_limits(self.config.for_tenant(tenant), asked)
 
     def _source_of(self, request: m.DeployRequest | m.CheckRequest) -> bytes:
         if request.format == "elixir_source":
@@ -158,7 +171,8 @@ class Operations:
     async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> float:
         given_s = await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force)
         for registration in self._directory.remove_service(tenant, service_id):
-            self._store.record_soon(_unregistered(registration, "killed"))
+            gone = RemoveRegistration(tenant, registration.handle)
+            self._store.record_soon(_unregistered(registration, "killed"), changes=[gone])
         return given_s
 
     async def call(self, caller: Caller, request: m.CallRequest) -> m.CallResponse:
@@ -251,7 +265,8 @@ class Operations:
             "metadata": registration.metadata,
         }
         try:
-            await self._store.record(Event.new(tenant, "service_registered", request.service_id, payload))
+            announced = Event.new(tenant, "service_registered", request.service_id, payload)
+            await self._store.record(announced, changes=[PutRegistration(_row(registration))])
         except BaseException:
             self._directory.unregister(tenant, registration.handle)
             raise
@@ -261,13 +276,17 @@ class Operations:
         registration = self._directory.heartbeat(caller.tenant, request.service_handle)
         if registration is None:
             raise _no_registration()
+        if registration.ttl_s:  # not waited for: a lease that falls back by one commit hurts nobody, a full disk would
+            renewed = RenewRegistration(caller.tenant, registration.handle, _expires_ms(registration))
+            self._store.record_soon(changes=[renewed])
         return m.HeartbeatResponse(service_handle=registration.handle, ttl_seconds=round(registration.ttl_s))
 
     async def unregister(self, caller: Caller, request: m.UnregisterServiceRequest) -> m.UnregisterServiceResponse:
         registration = self._directory.unregister(caller.tenant, request.service_handle)
         if registration is None:
             raise _no_registration()
-        await self._to_the_end(self._store.record(_unregistered(registration, "unregistered")))
+        gone = RemoveRegistration(caller.tenant, registration.handle)
+        await self._to_the_end(self._store.record(_unregistered(registration, "unregistered"), changes=[gone]))
         return m.UnregisterServiceResponse(service_handle=registration.handle)
 
     async def discover(self, caller: Caller, request: m.DiscoverServiceRequest) -> m.DiscoverServiceResponse:
@@ -348,6 +367,23 @@ def _check_name(field: str, name: str) -> None:
 
 def _no_registration() -> NotFound:
     return NotFound("there is no such registration: its lease may have expired; register again")
+
+
+def _expires_ms(registration: Registration) -> int:
+    return time.time_ns() // 1_000_000 + round(registration.ttl_s * 1000) if registration.ttl_s else 0
+
+
+def _row(registration: Registration) -> RegistrationRow:
+    return RegistrationRow(
+        registration.tenant,
+        registration.service_id,
+        registration.name,
+        registration.handle,
+        registration.version,
+        registration.metadata,
+        round(registration.ttl_s),
+        _expires_ms(registration),
+    )
 
 
 def _unregistered(registration: Registration, reason: str) -> Event:
