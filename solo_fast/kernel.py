@@ -132,10 +132,18 @@ def notify_service_manager(state: str) -> None:
 
 
 def _write_port_file(path: str | None, grpc_port: int, http_port: int) -> None:
-    if path:
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
+    if not path:
+        return
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
         temporary.write_text(json.dumps({"pid": os.getpid(), "grpc": grpc_port, "http": http_port}))
         temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StartError(
+            f"port file {path} can't be written ({error.strerror}); name another with --port-file"
+        ) from None
 
 
 class Kernel:
