@@ -153,11 +153,11 @@ class Operations:
         )
 
     async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> float:
-        given_s = await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force)
-        for registration in self._directory.remove_service(tenant, service_id):
-            gone = RemoveRegistration(tenant, registration.handle)
-            self._store.record_soon(_unregistered(registration, "killed"), changes=[gone])
-        return given_s
+        def leaving(killed: Event) -> list[Event]:
+            gone = self._directory.remove_service(tenant, service_id)
+            return [_unregistered(registration, "killed", killed) for registration in gone]
+
+        return await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force, leaving=leaving)
 
     async def call(self, caller: Caller, request: m.CallRequest) -> m.CallResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
@@ -367,6 +367,6 @@ def _row(registration: Registration) -> RegistrationRow:
     )
 
 
-def _unregistered(registration: Registration, reason: str) -> Event:
+def _unregistered(registration: Registration, reason: str, cause: Event | None = None) -> Event:
     payload = {"service_name": registration.name, "reason": reason}
-    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload)
+    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload, cause)
