@@ -95,6 +95,12 @@ KEYS: tuple[Key, ...] = (
         per_tenant=True),
     Key("service.max_in_flight", 1000, "calls in flight of one service", least=1, most=1_000_000, live=True,
         per_tenant=True),
+    Key("service.max_memory_bytes", 256 * MIB, "memory of a service's processes together", least=16 * MIB, most=2**50,
+        live=True, per_tenant=True),
+    Key("service.max_processes", 64, "processes and threads of a service, itself included", least=1, most=30_000,
+        live=True, per_tenant=True),
+    Key("service.network", "none", "what a service may reach that does not ask for more: nothing, this host's own"
+        " loopback, or everything", choices=("none", "loopback", "all"), live=True, per_tenant=True),
     Key("service.warm_pool", 8, "blank processes kept ready for deploys; 0 keeps none", most=1000),
 )  # fmt: skip
 

@@ -327,10 +327,9 @@ async def _mapped(view: Callable[[Any], T], items: AsyncIterator[Any]) -> AsyncI
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     """The deploy's own limits over the tenant's, which are over the kernel's."""
 
-    def pick(name: str) -> int:
+    def pick(name: str) -> Any:
         own = getattr(asked, name)
-        value: int = config.get(f"service.{name}") if own is None else own
-        return value
+        return config.get(f"service.{name}") if own is None else own
 
     return Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, ServiceState, Stream
+from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
 
@@ -33,6 +33,9 @@ class Limits:
     shutdown_timeout_ms: int
     mailbox_limit: int
     max_in_flight: int
+    max_memory_bytes: int
+    max_processes: int
+    network: Network
 
 
 @dataclass(slots=True)
