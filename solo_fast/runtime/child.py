@@ -1,7 +1,8 @@
 """The service process, from the fork to its receive loop.
 
 A blank child is set up here before it knows what it will run: its own session, its own stdio, a clean environment,
-nothing inherited but its link and its lifeline. Then it waits for a LOAD (or CHECK) frame and becomes the service.
+nothing inherited but its link and its lifeline. Then it waits for a LOAD (or CHECK) frame, confines itself
+(runtime/sandbox.py) and becomes the service.
 """
 
 from __future__ import annotations
@@ -18,16 +19,14 @@ from typing import Any
 
 import orjson
 
-from solo_fast.runtime import contract
+from solo_fast.runtime import contract, sandbox
 from solo_fast.runtime.frames import Kind, frame, load_body, message_body, split_load
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
+from solo_fast.runtime.sandbox import F_SETSIG, LIFELINE_FD, LINK_FD
 from solo_fast.service import Service
 
-LINK_FD = 3
-LIFELINE_FD = 4
 _SCRATCH_FD = 200  # above every descriptor of the zygote, so that placing one never overwrites another
-F_SETSIG = 10
 
 
 def become_blank(
@@ -35,15 +34,9 @@ def become_blank(
 ) -> None:
     """Set the freshly forked process up, and never return."""
     try:
-        os.setsid()
         for hooks in fork_hooks:
             os.register_at_fork(**hooks)
-        _place_descriptors(link_fd, stdout_fd, stderr_fd, lifeline_fd)
-        _tie_to_kernel()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        set_up(link_fd, stdout_fd, stderr_fd, lifeline_fd)
         _serve(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=LINK_FD))
     except SystemExit as error:  # sys.exit() in a method: the process ends, and its supervisor decides
         leave(error.code if isinstance(error.code, int) else 1)
@@ -52,12 +45,26 @@ def become_blank(
     leave(1)
 
 
-def _place_descriptors(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> None:
-    places = {1: stdout_fd, 2: stderr_fd, LINK_FD: link_fd, LIFELINE_FD: lifeline_fd}
+def set_up(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> None:
+    """All that needs no source: session, descriptors, lifeline, signals, and what the sandbox can prepare."""
+    os.setsid()
+    kept = sandbox.prepare_blank()
+    _place_descriptors({1: stdout_fd, 2: stderr_fd, LINK_FD: link_fd, LIFELINE_FD: lifeline_fd, **kept})
+    _tie_to_kernel()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _place_descriptors(places: dict[int, int]) -> None:
     held = {place: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SCRATCH_FD) for place, fd in places.items()}
     for place, fd in held.items():
         os.dup2(fd, place, inheritable=place <= 2)
-    os.closerange(LIFELINE_FD + 1, _SCRATCH_FD + 64)
+    last = max(places)
+    for unused in set(range(LIFELINE_FD, last)) - places.keys():
+        os.closerange(unused, unused + 1)
+    sandbox.close_from(last + 1)
 
 
 def _tie_to_kernel() -> None:
@@ -90,6 +97,7 @@ class Order:
     filename: str
     work_dir: str
     result_bytes_max: int
+    bounds: sandbox.Bounds
     source: str
     code: bytes
 
@@ -101,10 +109,16 @@ def _serve(sock: socket.socket) -> None:
         rehearse()
     link.speak_for_this_process_only()
     kind, order = _next_order(link)
+    try:
+        _enter(order)
+        sandbox.confine(order.bounds, order.work_dir)
+    except OSError as error:
+        message = f"the process can't be confined to its sandbox: {error}"
+        link.send(Kind.FAILED, 0, encode({"message": message, "diagnostics": []}))
+        leave(1)
     if kind == Kind.CHECK:
         link.send(Kind.REPORT, 0, encode(contract.report(order.source, order.filename)))
         leave(0)
-    _enter(order)
     try:
         loaded, is_async, marshalled = _load(order)
         if is_async:
@@ -121,16 +135,16 @@ def _next_order(link: Link) -> tuple[int, Order]:
         link.receive()
     kind, _, body = link.inbox.popleft()
     header, source, code = split_load(body)
-    return kind, Order(**orjson.loads(header), source=source.decode(), code=code)
+    fields = orjson.loads(header)
+    fields["bounds"] = sandbox.Bounds(**fields["bounds"])
+    return kind, Order(**fields, source=source.decode(), code=code)
 
 
 def _enter(order: Order) -> None:
     """Take the service's name, working directory and environment. The zygote's own environment has nothing else."""
-    comm = os.open("/proc/self/comm", os.O_WRONLY)
-    os.write(comm, f"{order.tenant}/{order.service_id}"[:15].encode())
-    os.close(comm)
-    os.chdir(order.work_dir)
-    os.environ["HOME"] = os.environ["TMPDIR"] = order.work_dir
+    sandbox.name_process(f"{order.tenant}/{order.service_id}"[:15].encode())
+    os.chdir(order.work_dir or "/")
+    os.environ["HOME"] = os.environ["TMPDIR"] = order.work_dir or "/"
     os.environ["SOLO_SERVICE_ID"] = order.service_id
     os.environ["SOLO_TENANT"] = order.tenant
     sys.argv = [order.filename]
@@ -232,7 +246,10 @@ def rehearse() -> None:
     The hundreds of page faults of a first deploy happen here, while the child is blank and nobody waits. In the
     zygote itself it lets the interpreter specialise the code that all its children run.
     """
-    header = {"tenant": "", "service_id": "blank", "filename": "blank.py", "work_dir": "/", "result_bytes_max": 100}
+    header = {
+        "tenant": "", "service_id": "blank", "filename": "blank.py", "work_dir": "", "result_bytes_max": 100,
+        "bounds": sandbox.Bounds(),
+    }  # fmt: skip
     kernel_end, service_end = socket.socketpair()
     with kernel_end, service_end:
         kernel_end.sendall(frame(Kind.LOAD, 0, load_body(orjson.dumps(header), REHEARSAL, b"")))

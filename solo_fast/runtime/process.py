@@ -15,6 +15,7 @@ import orjson
 
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
 from solo_fast.domain.messages import Stream
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
@@ -35,13 +36,19 @@ class LinkLimits:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a process is to run. `code`: the marshalled code object of this very source, or nothing yet."""
+    """What a process is to run, and within what.
+
+    Attributes:
+        work_dir: "" for none.
+        code: the marshalled code object of this very source, or nothing yet.
+    """
 
     tenant: str
     service_id: str
     filename: str
     text: bytes
     work_dir: str
+    bounds: Bounds
     code: bytes = b""
 
 
@@ -218,6 +225,7 @@ class Process(asyncio.Protocol):
             "filename": source.filename,
             "work_dir": source.work_dir,
             "result_bytes_max": self.limits.result_bytes,
+            "bounds": source.bounds,
         }
         self._write(frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code)))
         try:

@@ -9,14 +9,15 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
+from solo_fast.runtime.rooms import Room
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 RECENT_EVENTS = 10
@@ -36,11 +37,13 @@ class Limits:
     max_memory_bytes: int
     max_processes: int
     network: Network
+    max_open_files: int
+    max_file_bytes: int
 
 
 @dataclass(slots=True)
 class Spec:
-    """What was deployed."""
+    """What was deployed, and where it lives."""
 
     tenant: str
     service_id: str
@@ -49,7 +52,20 @@ class Spec:
     limits: Limits
     metadata: dict[str, str]
     version: int
-    work_dir: Path
+    room: Room
+
+    @property
+    def bounds(self) -> Bounds:
+        """What its processes are confined to."""
+        limits = self.limits
+        return Bounds(
+            uid=self.room.uid,
+            network=limits.network,
+            memory_bytes=limits.max_memory_bytes,
+            processes=limits.max_processes,
+            files=limits.max_open_files,
+            file_bytes=limits.max_file_bytes,
+        )
 
 
 class House(Protocol):
@@ -114,7 +130,9 @@ class Service(Owner):
         """
         spec = self.spec
         code = self.house.code_for(spec.tenant, self._digest)
-        source = Source(spec.tenant, spec.service_id, spec.filename, spec.text, str(spec.work_dir), code)
+        source = Source(
+            spec.tenant, spec.service_id, spec.filename, spec.text, str(spec.room.work_dir), spec.bounds, code
+        )
         process = await self.house.new_process()
         self._process = process
         try:

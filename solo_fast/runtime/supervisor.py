@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 from solo_fast._ext.registry import Services
 from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, ShuttingDown, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
+from solo_fast.domain.layers import LayerReport
 from solo_fast.domain.messages import Stream
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Process, Source
+from solo_fast.runtime.rooms import Room, Rooms
 from solo_fast.runtime.service import Limits, Service, Spec
 from solo_fast.runtime.zygote_client import ZygoteClient
 from solo_fast.store.eventstore import EventStore
@@ -60,10 +61,10 @@ class CodeCache:
 
 
 class Supervisor:
-    """Owns every Service, the warm pool, and the services' work directories.
+    """Owns every Service, the warm pool, and the services' rooms.
 
     Args:
-        work_root: folder under which each service gets its own working directory.
+        rooms: where each service gets its own work directory and user id.
         handle_request: carries out what a service asks through `self.solo`.
     """
 
@@ -75,25 +76,30 @@ class Supervisor:
         logs: LogBook,
         link_limits: LinkLimits,
         warm_pool: int,
-        work_root: Path,
+        rooms: Rooms,
         handle_request: RequestHandler,
     ) -> None:
         self.services = Services()
         self._store = store
         self._logs = logs
+        self._zygote = zygote
         self._pool = WarmPool(zygote, link_limits, warm_pool)
-        self._work_root = work_root
+        self._rooms = rooms
         self._handle_request = handle_request
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
-        self._work_dirs = 0
         self._closing = False
 
     def start(self) -> None:
-        shutil.rmtree(self._work_root, ignore_errors=True)  # of a kernel that was killed
-        self._work_root.mkdir(mode=0o700)
+        """Fill the pool; the zygote is ready."""
+        self._rooms.gives_uids = self._zygote.layers["uid"].holds
         self._pool.refill()
+
+    @property
+    def layers(self) -> dict[str, LayerReport]:
+        """What the zygote found of each layer of the sandbox."""
+        return self._zygote.layers
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
 
@@ -127,8 +133,8 @@ class Supervisor:
         if former is None and self.services.count(tenant) >= services_max:
             raise TenantOverloaded(f"tenant {tenant} has {services_max} services, its limits.services_per_tenant")
         version = former.spec.version + 1 if former is not None else 1
-        work_dir = former.spec.work_dir if former is not None else self._new_work_dir(tenant, service_id)
-        spec = Spec(tenant, service_id, filename, text, limits, metadata, version, work_dir)
+        room = former.spec.room if former is not None else self._rooms.take(tenant, service_id)
+        spec = Spec(tenant, service_id, filename, text, limits, metadata, version, room)
         service = Service(spec, self)
         self.services.put(tenant, service_id, service if former is None else former)
         if former is not None:
@@ -138,7 +144,7 @@ class Supervisor:
         except BaseException:
             if former is None:
                 self.services.remove(tenant, service_id)
-                self._remove_work_dir(work_dir)
+                self._release(room)
             raise
         finally:
             if former is not None:
@@ -197,7 +203,7 @@ class Supervisor:
 
     async def _end(self, service: Service, grace_s: float) -> None:
         await service.end("killed", grace_s)
-        self._remove_work_dir(service.spec.work_dir)
+        self._release(service.spec.room)
 
     def find(self, tenant: str, service_id: str) -> Service:
         """The service of that id.
@@ -214,10 +220,11 @@ class Supervisor:
     async def check(self, filename: str, text: bytes) -> dict[str, Any]:
         """Compile source and report its methods in a process of its own, which runs nothing of it."""
         process = await self._pool.take()
-        source = Source("", "", filename, text, "/")
+        uid = self._rooms.take_uid()
         try:
-            return await process.check(source, CHECK_SECONDS)
+            return await process.check(Source("", "", filename, text, "", Bounds(uid=uid)), CHECK_SECONDS)
         finally:
+            self._rooms.release_uid(uid)
             self._pool.refill()
 
     # -- the house of its services -------------------------------------------------------------------------------
@@ -252,17 +259,8 @@ class Supervisor:
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
-    # -- work directories ----------------------------------------------------------------------------------------
-
-    def _new_work_dir(self, tenant: str, service_id: str) -> Path:
-        """A fresh one each time, so that a service that is still ending never shares it with its successor."""
-        self._work_dirs += 1
-        path = self._work_root / f"{tenant}.{service_id}.{self._work_dirs}"[-200:]
-        path.mkdir(mode=0o700)
-        return path
-
-    def _remove_work_dir(self, path: Path) -> None:
-        self._in_background(asyncio.to_thread(shutil.rmtree, path, ignore_errors=True))
+    def _release(self, room: Room) -> None:
+        self._in_background(asyncio.to_thread(self._rooms.release, room))
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -291,4 +289,4 @@ class Supervisor:
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
-        shutil.rmtree(self._work_root, ignore_errors=True)
+        await asyncio.to_thread(self._rooms.remove)
