@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from solo_fast._ext.registry import Directory, Registration
-from solo_fast.config import Config, Values
+from solo_fast.config import NETWORKS, Config, Values
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, NotFound, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, NotFound, PermissionDenied, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.operations import views
@@ -126,7 +126,7 @@ class Operations:
     async def status(self, caller: Caller, request: m.StatusRequest) -> m.StatusResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
         recent = await self._store.recent(caller.tenant, request.service_id, RECENT_EVENTS)
-        return views.status(service, recent)
+        return views.status(service, recent, self._supervisor.layers)
 
     async def list(self, caller: Caller, request: m.ListRequest) -> m.ListResponse:
         everything = self._supervisor.services.of_tenant(caller.tenant)
@@ -333,12 +333,17 @@ async def _mapped(view: Callable[[Any], T], items: AsyncIterator[Any]) -> AsyncI
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     """The deploy's own limits over the tenant's, which are over the kernel's."""
 
-    def pick(name: str) -> int:
-        own = getattr(asked, name)
-        value: int = config.get(f"service.{name}") if own is None else own
-        return value
+    def pick(name: str) -> Any:
+        own = getattr(asked, name, None)
+        return config.get(f"service.{name}") if own is None else own
 
-    return Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+    limits = Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+    ceiling = config.get("security.network_ceiling")
+    if NETWORKS.index(limits.network) > NETWORKS.index(ceiling):
+        raise PermissionDenied(
+            f"network {limits.network!r} is more than a deploy may ask for; security.network_ceiling is {ceiling!r}"
+        )
+    return limits
 
 
 def _check_name(field: str, name: str) -> None:

@@ -15,11 +15,13 @@ import orjson
 
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
 from solo_fast.domain.messages import Stream
-from solo_fast.runtime.external import Door, Program
+from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.external import Door, Program, UnreachableError
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
+EXIT_SECONDS_MAX = 0.2  # how long the exit is waited for of a program that can't be reached
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for
 
 log = logging.getLogger("solo.process")
@@ -36,13 +38,19 @@ class LinkLimits:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a process is to run. `code`: the marshalled code object of this very source, or nothing yet."""
+    """What a process is to run, and within what.
+
+    Attributes:
+        work_dir: "" for none.
+        code: the marshalled code object of this very source, or nothing yet.
+    """
 
     tenant: str
     service_id: str
     filename: str
     text: bytes
     work_dir: str
+    bounds: Bounds
     code: bytes = b""
     program: Program | None = None
 
@@ -258,6 +266,7 @@ class Process(asyncio.Protocol):
             "filename": source.filename,
             "work_dir": source.work_dir,
             "result_bytes_max": self.limits.result_bytes,
+            "bounds": source.bounds,
         }
         if source.program is not None:
             header["program"] = asdict(source.program)
@@ -309,6 +318,8 @@ class Process(asyncio.Protocol):
             result = await door.post(method, arguments)
         except SoloError as failure:
             error = failure
+            if isinstance(failure, UnreachableError):  # its end, if that is why, answers the call better
+                await asyncio.wait([self.exited], timeout=EXIT_SECONDS_MAX)
         if self.pending.get(message_id) is None:  # a cast, whose failure nobody waits for
             self.pending.pop(message_id, None)
             if error is not None:

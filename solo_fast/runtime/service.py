@@ -10,15 +10,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, ServiceState, Stream
+from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.external import Program
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
+from solo_fast.runtime.rooms import Room
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -36,6 +37,11 @@ class Limits:
     shutdown_timeout_ms: int
     mailbox_limit: int
     max_in_flight: int
+    max_memory_bytes: int
+    max_processes: int
+    network: Network
+    max_open_files: int
+    max_file_bytes: int
 
 
 @dataclass(slots=True)
@@ -46,7 +52,21 @@ class Spec:
     service_id: str
     version: Version
     limits: Limits
-    work_dir: Path
+    room: Room
+
+    @property
+    def bounds(self) -> Bounds:
+        """What its processes are confined to."""
+        limits = self.limits
+        return Bounds(
+            uid=self.room.uid,
+            network=limits.network,
+            memory_bytes=limits.max_memory_bytes,
+            processes=limits.max_processes,
+            files=limits.max_open_files,
+            file_bytes=limits.max_file_bytes,
+            programs=self.version.format == "external_binary",
+        )
 
     @property
     def text(self) -> bytes:
@@ -143,7 +163,14 @@ class Service(Owner):
         spec = self.spec
         code = self.house.code_for(spec.tenant, self._digest)
         source = Source(
-            spec.tenant, spec.service_id, spec.version.filename, spec.text, str(spec.work_dir), code, spec.program
+            spec.tenant,
+            spec.service_id,
+            spec.version.filename,
+            spec.text,
+            str(spec.room.work_dir),
+            spec.bounds,
+            code,
+            spec.program,
         )
         process = await self.house.new_process()
         self._process = process
