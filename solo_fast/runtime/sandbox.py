@@ -278,7 +278,7 @@ def confine(bounds: Bounds, work_dir: str) -> None:
     Raises:
         OSError: a layer that holds on this host can't be had here.
     """
-    for layer, step in _STEPS:
+    for layer, step in STEPS:
         if layer in _plan.layers:
             step(bounds, work_dir)
 
@@ -342,7 +342,7 @@ def _filter_calls(bounds: Bounds, work_dir: str) -> None:
 
 Step = Callable[[Bounds, str], None]
 
-_STEPS: tuple[tuple[str, Step], ...] = (
+STEPS: tuple[tuple[str, Step], ...] = (
     ("net_ns", _leave_network),
     ("rlimits", _limit),
     ("uid", _become_user),
@@ -432,7 +432,7 @@ def _run_trial(link_fd: int, bounds: Bounds, work_dir: str, set_up: SetUp) -> No
         set_up(link_fd, os.open(os.devnull, os.O_WRONLY), os.open(os.devnull, os.O_WRONLY))
         link = socket.socket(fileno=LINK_FD)
         _note(failures, "lifeline", _trial_of_lifeline)
-        for layer, step in _STEPS:
+        for layer, step in STEPS:
             if layer in _plan.layers:
                 _note(failures, layer, lambda step=step: step(bounds, work_dir) or "")  # type: ignore[misc]
                 if layer in _AT_ONCE:
