@@ -1,6 +1,6 @@
 """What the sandbox costs: each layer, a deploy with and without it, memory, and a peer; `./build.sh bench` prints it.
 
-    python -m bench.sandbox
+python -m bench.sandbox
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import grpc
 from bench.appliance import COUNTER, TENANT, pss_bytes
 from bench.measure import in_turn, percentile, row, versus
 from solo_fast.gateway.wire import solo_pb2, solo_pb2_grpc
-from tests.harness import ROOT, Server, environment
+from tests.harness import Server
 
 CHILDREN = 300
 DEPLOYS = 300
@@ -84,7 +84,9 @@ def bench_layers() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     taken: dict[str, list[float]] = json.loads(done.stdout)
     for name, seconds in taken.items():
-        print(f"{name:<58} p50 {statistics.median(seconds) * 1e6:9.1f} us   p99 {percentile(seconds, 99) * 1e6:9.1f} us")
+        print(
+            f"{name:<58} p50 {statistics.median(seconds) * 1e6:9.1f} us   p99 {percentile(seconds, 99) * 1e6:9.1f} us"
+        )
     names = [name for name in taken if ":" not in name]
     whole = [sum(times) for times in zip(*(taken[name] for name in names), strict=True)]
     print(row("all that a deploy waits for", whole, "us") + "\n", flush=True)
@@ -158,7 +160,9 @@ def peers() -> dict[str, Callable[[], None]]:
     except ImportError:
         print("sandlock is not installed (the extra `bench`): no comparison with it\n")
         return found
-    readable = [path for path in ("/usr", "/lib", "/lib64", "/etc", sys.prefix, sys.base_prefix) if os.path.exists(path)]
+    readable = [
+        path for path in ("/usr", "/lib", "/lib64", "/etc", sys.prefix, sys.base_prefix) if os.path.exists(path)
+    ]
     confinement = sandlock.Sandbox(fs_readable=readable)
 
     def run() -> None:

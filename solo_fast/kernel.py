@@ -74,7 +74,7 @@ def _run(config: Config, data_dir: Path, port_file: str | None) -> int:
             kernel.supervisor.refill()
 
     uids = uid_range(config.get("security.uid_range"))
-    rooms = Rooms(data_dir / "work", uids, start=zlib.crc32(bytes(data_dir)))
+    rooms = Rooms(data_dir / "work", uids[:-1], start=zlib.crc32(bytes(data_dir)))
     rooms.prepare()  # before the zygote, which mounts it
     enabled = config.get("security.sandbox") == "on"
     zygote = ZygoteClient(Settings(enabled, str(data_dir / "work"), uids[-1] if uids else 0), restarted)

@@ -1,7 +1,7 @@
 """Runs the program under test as a user without privileges, also when the tests run as root.
 
-Root's own files may lie where nobody else comes by, such as a Python in /root. A mount namespace of the child's own then
-covers each closed folder with one that holds only what the program needs.
+Root's own files may lie where nobody else comes by, such as a Python in /root. A mount namespace of the child's own
+then covers each closed folder with one that holds only what the program needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ while [ "$1" != -- ]; do
     number=$((number + 1))
     mkdir "$hold/$number"
     mount --bind "$keep" "$hold/$number"
-    case " $covers " in *" $cover "*) ;; *) mount -t tmpfs -o mode=755 solo-test "$cover"; covers="$covers $cover";; esac
+    case " $covers " in
+        *" $cover "*) ;;
+        *) mount -t tmpfs -o mode=755 solo-test "$cover"; covers="$covers $cover" ;;
+    esac
     mkdir -p "$keep"
     mount --bind "$hold/$number" "$keep"
 done

@@ -14,7 +14,7 @@ class Settings:
     Attributes:
         enabled: whether there is a sandbox at all.
         work_root: the folder of the services' work directories.
-        uid: one user id of those that are given out, for the trial; 0 where none are.
+        uid: one user id that no service gets, for the trial, and for a group of all services; 0 where none are given.
     """
 
     enabled: bool

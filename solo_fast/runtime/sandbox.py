@@ -95,18 +95,22 @@ class Plan:
 
     Attributes:
         layers: those that hold, or, before the trial, that may.
-        paths: descriptors of what may be read, and the rights on each; () after a child used them.
+        readable: what may be read.
+        paths: descriptors of it, and the rights on each; () after a child used them.
         empty_network: descriptor of a network namespace with nothing in it; -1 for none.
         address_space: what the zygote itself takes of it, bytes.
         filters: closing filters by network policy.
+        group: one that all services belong to; 0 for none.
     """
 
     layers: set[str] = field(default_factory=set)
+    readable: tuple[str, ...] = ()
     abi: int = 0
     paths: tuple[tuple[int, int], ...] = ()
     empty_network: int = -1
     address_space: int = 0
     filters: dict[str, bytes] = field(default_factory=dict)
+    group: int = 0
 
 
 _plan = Plan()
@@ -133,7 +137,7 @@ def prepare(settings: Settings, set_up: SetUp) -> dict[str, LayerReport]:
     missing: dict[str, str] = {}
     readable = readable_paths()
     _enter_namespaces(settings, readable, missing)
-    plan = _plan = Plan(abi=calls.landlock_abi(), address_space=_address_space())
+    plan = _plan = Plan(readable=tuple(readable), abi=calls.landlock_abi(), address_space=_address_space())
     _open_paths(plan, readable, missing)
     _open_empty_network(plan, missing)
     _filter(missing)
@@ -142,6 +146,8 @@ def prepare(settings: Settings, set_up: SetUp) -> dict[str, LayerReport]:
     elif not settings.uid:
         missing["uid"] = "security.uid_range is empty"
     else:
+        if "mount_ns" in missing:
+            _let_services_pass(plan, settings, missing)
         missing["user_ns"] = NOT_NEEDED
     for name, abi in (("landlock_net", _ABI_NET), ("landlock_scope", _ABI_SCOPE)):
         if 0 < plan.abi < abi:
@@ -175,6 +181,17 @@ def _enter_namespaces(settings: Settings, readable: list[str], missing: dict[str
             private_root.enter(readable, [settings.work_root], [*_DEVICES, "/proc"], settings.work_root)
         except OSError as error:
             missing["mount_ns"] = str(error)
+
+
+def _let_services_pass(plan: Plan, settings: Settings, missing: dict[str, str]) -> None:
+    """Without a mount namespace, services pass through the data directory to their own: as members of a group."""
+    folder = os.path.dirname(settings.work_root)
+    try:
+        os.chown(folder, -1, settings.uid)
+        os.chmod(folder, 0o710)  # noqa: S103 - no more than passing, and only for that group
+    except OSError as error:
+        missing["uid"] = f"{folder} can't be opened to the services' group ({error})"
+    plan.group = settings.uid
 
 
 def _map_own_user(uid: int, gid: int) -> None:
@@ -302,7 +319,7 @@ def _limit(bounds: Bounds, work_dir: str) -> None:
 
 
 def _become_user(bounds: Bounds, work_dir: str) -> None:
-    calls.become(bounds.uid, bounds.uid)
+    calls.become(bounds.uid, bounds.uid, _plan.group)
 
 
 def _leave_users(bounds: Bounds, work_dir: str) -> None:
@@ -374,6 +391,8 @@ def _try(plan: Plan, settings: Settings, set_up: SetUp, missing: dict[str, str])
                 for policy in seccomp.POLICIES
             }
         failures = _trial(settings, set_up)
+        if "uid" in failures:  # the others may fail for that alone
+            failures = {"uid": failures["uid"]}
         missing.update(failures)
         plan.layers -= failures.keys()
         if not failures:
@@ -464,7 +483,7 @@ def _unchanged(name: str, before: dict[str, int]) -> str:
 
 
 def _trial_of_reading(before: dict[str, int], work_dir: str) -> str:
-    for path in readable_paths():
+    for path in _plan.readable:
         if path.startswith("/etc/") or os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
             continue
         return f"{path} can't be read by other users, and there is no mount namespace to show it to them"
@@ -542,7 +561,7 @@ def _trial_of_files(work_dir: str) -> str:
     with open(f"{work_dir}/probe", "wb") as file:
         file.write(b"probe")
     os.unlink(f"{work_dir}/probe")
-    for path in readable_paths():
+    for path in _plan.readable:
         if not path.startswith("/etc/"):
             os.listdir(path) if os.path.isdir(path) else os.stat(path)
     return _refused(lambda: os.open("/proc/self/status", os.O_RDONLY), "reading /proc/self/status")
