@@ -272,6 +272,7 @@ class Kernel:
             except (OSError, RuntimeError) as error:
                 raise StartError(f"{key} {host}:{port} can't be opened: {error}; choose another port, or 0") from None
             stack.push_async_callback(gateway.stop, GATEWAY_GRACE_SECONDS)
+        self.supervisor.closed_ports = tuple(ports)
         return ports[0], ports[1]
 
     def _announce(self, grpc_port: int, http_port: int, port_file: str | None) -> None:

@@ -156,8 +156,8 @@ def has_no_new_privileges():
     return solo_prctl(PR_GET_NO_NEW_PRIVS, 0) == 1
 
 
-def not_dumpable():
-    checked(solo_prctl(PR_SET_DUMPABLE, 0), "prctl(PR_SET_DUMPABLE)")
+def set_dumpable(bint dumpable):
+    checked(solo_prctl(PR_SET_DUMPABLE, dumpable), "prctl(PR_SET_DUMPABLE)")
 
 
 def is_dumpable():

@@ -29,6 +29,7 @@ class Bounds:
     Attributes:
         uid: the user (and group) that it becomes, where the uid layer holds; 0: none.
         network: none, loopback or all.
+        closed_ports: ports that loopback does not reach: the kernel's own.
         memory_bytes: its max_memory_bytes, from which the hard ceilings of a process follow.
         processes: processes and threads, itself included.
         files, file_bytes: open descriptors of a process, and the size of a file that it writes.
@@ -36,6 +37,7 @@ class Bounds:
 
     uid: int = 0
     network: str = "none"
+    closed_ports: tuple[int, ...] = ()
     memory_bytes: int = 256 * MIB
     processes: int = 64
     files: int = 1024

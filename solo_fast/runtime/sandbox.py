@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from solo_fast._ext import guard
 from solo_fast._ext import sandbox as calls
 from solo_fast._ext.sandbox import close_from, name_process
 from solo_fast.domain.layers import LAYERS, LayerReport
@@ -35,6 +36,7 @@ COMPILED = "__compiled__" in globals()
 
 LINK_FD, LIFELINE_FD = 3, 4
 RULESET_FD, EMPTY_NETWORK_FD = 5, 6  # what a blank keeps until it is confined
+GUARD_FDS = (5, 6)  # and then, until its guard has taken over
 F_SETSIG, F_GETSIG = 10, 11
 NOT_NEEDED = "not needed: each service has a user of its own"
 ENVIRONMENT = frozenset({"LANG", "LC_CTYPE", "PATH", "HOME", "TMPDIR", "SOLO_SERVICE_ID", "SOLO_TENANT"})
@@ -114,6 +116,7 @@ class Plan:
 
 
 _plan = Plan()
+_guard = (-1, -1)
 
 SetUp = Callable[[int, int, int], None]
 """Makes a forked child a blank, with its link, stdout and stderr (runtime/child.py)."""
@@ -295,6 +298,8 @@ def confine(bounds: Bounds, work_dir: str) -> None:
     Raises:
         OSError: a layer that holds on this host can't be had here.
     """
+    if bounds.network == "loopback" and _plan.layers and "seccomp" not in _plan.layers:
+        raise OSError("network loopback takes the layer seccomp, which this host lacks; use none or all")
     for layer, step in STEPS:
         if layer in _plan.layers:
             step(bounds, work_dir)
@@ -311,7 +316,7 @@ def _limit(bounds: Bounds, work_dir: str) -> None:
     calls.limit(
         data=2 * bounds.memory_bytes + 256 * MIB,
         address_space=_plan.address_space + 4 * bounds.memory_bytes + 1024 * MIB,
-        processes=bounds.processes if "processes" in _plan.layers else 0,
+        processes=bounds.processes + (bounds.network == "loopback") if "processes" in _plan.layers else 0,
         files=bounds.files,
         file_bytes=bounds.file_bytes,
         cpu_s=0,
@@ -334,7 +339,14 @@ def _give_up_privileges(bounds: Bounds, work_dir: str) -> None:
 
 
 def _hide_memory(bounds: Bounds, work_dir: str) -> None:
-    calls.not_dumpable()
+    """Not from a guard, which reads the addresses that the service means."""
+    calls.set_dumpable(bounds.network == "loopback")
+
+
+def _start_guard(bounds: Bounds, work_dir: str) -> None:
+    global _guard
+    if bounds.network == "loopback":
+        _guard = guard.start(tuple(bounds.closed_ports))
 
 
 def _restrict_files(bounds: Bounds, work_dir: str) -> None:
@@ -350,11 +362,20 @@ def _restrict_network(bounds: Bounds, work_dir: str) -> None:
 
 
 def _close_descriptors(bounds: Bounds, work_dir: str) -> None:
-    close_from(RULESET_FD)
+    kept = LIFELINE_FD + 1
+    if bounds.network == "loopback":
+        for fd, place in zip(_guard, GUARD_FDS, strict=True):
+            os.dup2(fd, place, inheritable=False)
+        kept = GUARD_FDS[-1] + 1
+    close_from(kept)
 
 
 def _filter_calls(bounds: Bounds, work_dir: str) -> None:
-    calls.filter_calls(_plan.filters[bounds.network])
+    program = _plan.filters[bounds.network]
+    if bounds.network == "loopback":
+        guard.hand_over(*GUARD_FDS, calls.filter_calls_with_listener(program))
+    else:
+        calls.filter_calls(program)
 
 
 Step = Callable[[Bounds, str], None]
@@ -366,13 +387,14 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("user_ns", _leave_users),
     ("no_new_privs", _give_up_privileges),
     ("non_dumpable", _hide_memory),
+    ("seccomp", _start_guard),
     ("landlock", _restrict_files),
     ("landlock_net", _restrict_network),
     ("descriptors", _close_descriptors),
     ("seccomp", _filter_calls),
 )
 """Layer and step, in this order: a change of user resets what non_dumpable sets, Landlock's paths are opened before
-they can't be, and the filter refuses what the steps before it do."""
+they can't be, the guard is no part of what Landlock confines, and the filter refuses what the steps before it do."""
 
 
 # -- the trial ---------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Spec:
-    """What was deployed, and where it lives."""
+    """What was deployed, and where it lives. `closed_ports`: those of this host that it may never connect to."""
 
     tenant: str
     service_id: str
@@ -53,6 +53,7 @@ class Spec:
     metadata: dict[str, str]
     version: int
     room: Room
+    closed_ports: tuple[int, ...] = ()
 
     @property
     def bounds(self) -> Bounds:
@@ -61,6 +62,7 @@ class Spec:
         return Bounds(
             uid=self.room.uid,
             network=limits.network,
+            closed_ports=self.closed_ports,
             memory_bytes=limits.max_memory_bytes,
             processes=limits.max_processes,
             files=limits.max_open_files,

@@ -80,6 +80,7 @@ class Supervisor:
         handle_request: RequestHandler,
     ) -> None:
         self.services = Services()
+        self.closed_ports: tuple[int, ...] = ()  # the kernel's own: not even loopback reaches them
         self._store = store
         self._logs = logs
         self._zygote = zygote
@@ -134,7 +135,7 @@ class Supervisor:
             raise TenantOverloaded(f"tenant {tenant} has {services_max} services, its limits.services_per_tenant")
         version = former.spec.version + 1 if former is not None else 1
         room = former.spec.room if former is not None else self._rooms.take(tenant, service_id)
-        spec = Spec(tenant, service_id, filename, text, limits, metadata, version, room)
+        spec = Spec(tenant, service_id, filename, text, limits, metadata, version, room, self.closed_ports)
         service = Service(spec, self)
         self.services.put(tenant, service_id, service if former is None else former)
         if former is not None:
