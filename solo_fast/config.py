@@ -416,7 +416,7 @@ def uid_range(text: str) -> range:
     if not text:
         return range(0)
     found = re.fullmatch(r"(\d{1,10})-(\d{1,10})", text)
-    if not found or not UID_LEAST <= int(found[1]) <= int(found[2]) <= UID_MOST:
+    if not found or not UID_LEAST <= int(found[1]) < int(found[2]) <= UID_MOST:
         raise ConfigError(f"security.uid_range is {text!r}; it is FIRST-LAST, within {UID_LEAST}-{UID_MOST}, or empty")
     return range(int(found[1]), int(found[2]) + 1)
 

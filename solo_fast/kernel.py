@@ -75,7 +75,7 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
             kernel.supervisor.refill()
 
     uids = uid_range(config.get("security.uid_range"))
-    rooms = Rooms(data_dir / "work", uids, start=zlib.crc32(bytes(data_dir)))
+    rooms = Rooms(data_dir / "work", uids[:-1], start=zlib.crc32(bytes(data_dir)))
     rooms.prepare()  # before the zygote, which mounts it
     enabled = config.get("security.sandbox") == "on"
     programs = [path for path in config.get("security.program_paths").split(",") if path]
@@ -305,6 +305,7 @@ class Kernel:
             except (OSError, RuntimeError) as error:
                 raise StartError(f"{key} {host}:{port} can't be opened: {error}; choose another port, or 0") from None
             stack.push_async_callback(gateway.stop, GATEWAY_GRACE_SECONDS)
+        self.supervisor.opened(tuple(ports))
         return ports[0], ports[1]
 
     async def _expect_services(self) -> None:

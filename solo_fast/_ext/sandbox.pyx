@@ -82,9 +82,10 @@ cdef extern from * nogil:
         return setrlimit(what, &limit);
     }
 
-    /* Nobody else, for good: the real, effective and saved ids, and no supplementary group. Capabilities go with it. */
-    static int solo_become(uid_t uid, gid_t gid) {
-        if (setgroups(0, NULL) != 0) return -1;
+    /* Nobody else, for good: the real, effective and saved ids, and at most one group beside. Capabilities go with it.
+       The plain calls: glibc's would tell other threads, of which there are none. */
+    static int solo_become(uid_t uid, gid_t gid, gid_t group) {
+        if (setgroups(group ? 1 : 0, &group) != 0) return -1;
         if (syscall(SYS_setresgid, gid, gid, gid) != 0) return -1;
         return (int)syscall(SYS_setresuid, uid, uid, uid);
     }
@@ -122,7 +123,7 @@ cdef extern from * nogil:
     int solo_seccomp(const void *code, size_t size, unsigned flags)
     int solo_close_range(unsigned first, unsigned last)
     int solo_limit(int what, uint64_t value)
-    int solo_become(unsigned uid, unsigned gid)
+    int solo_become(unsigned uid, unsigned gid, unsigned group)
     int solo_drop_capabilities()
     int solo_mount_flags(const char *path, uint64_t set)
     int solo_mount_flags_here(const char *path, uint64_t set)
@@ -155,16 +156,16 @@ def has_no_new_privileges():
     return solo_prctl(PR_GET_NO_NEW_PRIVS, 0) == 1
 
 
-def not_dumpable():
-    checked(solo_prctl(PR_SET_DUMPABLE, 0), "prctl(PR_SET_DUMPABLE)")
+def set_dumpable(bint dumpable):
+    checked(solo_prctl(PR_SET_DUMPABLE, dumpable), "prctl(PR_SET_DUMPABLE)")
 
 
 def is_dumpable():
     return solo_prctl(PR_GET_DUMPABLE, 0) == 1
 
 
-def become(unsigned int uid, unsigned int gid):
-    checked(solo_become(uid, gid), "setresuid")
+def become(unsigned int uid, unsigned int gid, unsigned int group):
+    checked(solo_become(uid, gid, group), "setresuid")
 
 
 def drop_capabilities():

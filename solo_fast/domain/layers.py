@@ -25,8 +25,12 @@ LAYERS: dict[str, str] = {
 }
 """Name of each layer, outermost last, and what it does."""
 
-WITHOUT_NETWORK = frozenset({"net_ns", "landlock_net"})
-"""Layers that only services with network policy `none` have."""
+_NOT_UNDER: dict[str, frozenset[str]] = {
+    "none": frozenset(),
+    "loopback": frozenset({"net_ns", "landlock_net", "non_dumpable"}),  # a guard reads the addresses that it means
+    "all": frozenset({"net_ns", "landlock_net"}),
+}
+"""Layers that a service does not have under its network policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,4 @@ class LayerReport:
 
 def holding(reports: dict[str, LayerReport], network: str) -> list[str]:
     """The names of the layers that a service with this network policy has."""
-    return [
-        name for name, report in reports.items() if report.holds and (network == "none" or name not in WITHOUT_NETWORK)
-    ]
+    return [name for name, report in reports.items() if report.holds and name not in _NOT_UNDER[network]]

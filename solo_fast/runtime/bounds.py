@@ -15,7 +15,7 @@ class Settings:
     Attributes:
         enabled: whether there is a sandbox at all.
         work_root: the folder of the services' work directories.
-        uid: one user id of those that are given out, for the trial; 0 where none are.
+        uid: one user id that no service gets, for the trial, and for a group of all services; 0 where none are given.
         program_paths: folders whose programs an external binary may execute.
     """
 
@@ -32,6 +32,7 @@ class Bounds:
     Attributes:
         uid: the user (and group) that it becomes, where the uid layer holds; 0: none.
         network: none, loopback or all.
+        closed_ports: ports that loopback does not reach: the kernel's own.
         memory_bytes: its max_memory_bytes, from which the hard ceilings of a process follow.
         processes: processes and threads, itself included.
         files, file_bytes: open descriptors of a process, and the size of a file that it writes.
@@ -40,6 +41,7 @@ class Bounds:
 
     uid: int = 0
     network: str = "none"
+    closed_ports: tuple[int, ...] = ()
     memory_bytes: int = 256 * MIB
     processes: int = 64
     files: int = 1024

@@ -23,6 +23,7 @@ from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
 EXIT_SECONDS_MAX = 0.2  # how long the exit is waited for of a program that can't be reached
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for
+LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
 
 log = logging.getLogger("solo.process")
 
@@ -402,6 +403,14 @@ class Process(asyncio.Protocol):
             self._loading.set_exception(error)
         else:
             self._loading.set_result(value)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.alive and self._exit_task is None and not self._is_program:  # its end is usually seen a moment later
+            self._loop.call_later(LINK_SECONDS_MAX, self._unlinked)
+
+    def _unlinked(self) -> None:
+        if self.alive and self._exit_task is None:
+            self._broken(FrameError("it closed it"))
 
     def _broken(self, error: FrameError) -> None:
         log.warning("pid %d broke its link: %s", self.pid, error)

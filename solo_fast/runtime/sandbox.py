@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from solo_fast._ext import guard
 from solo_fast._ext import sandbox as calls
 from solo_fast._ext.sandbox import close_from, name_process
 from solo_fast.domain.layers import LAYERS, LayerReport
@@ -35,6 +36,7 @@ COMPILED = "__compiled__" in globals()
 
 LINK_FD, LIFELINE_FD = 3, 4
 RULESET_FD, EMPTY_NETWORK_FD = 5, 6  # what a blank keeps until it is confined
+GUARD_FDS = (5, 6)  # and then, until its guard has taken over
 F_GETSIG = 11
 NOT_NEEDED = "not needed: each service has a user of its own"
 ENVIRONMENT = frozenset({"LANG", "LC_CTYPE", "PATH", "HOME", "TMPDIR", "SOLO_SERVICE_ID", "SOLO_TENANT"})
@@ -95,23 +97,28 @@ class Plan:
 
     Attributes:
         layers: those that hold, or, before the trial, that may.
-        paths: descriptors of what may be read, and the rights on each; () after a child used them.
+        readable: what may be read.
+        paths: descriptors of it, and the rights on each; () after a child used them.
         empty_network: descriptor of a network namespace with nothing in it; -1 for none.
         address_space: what the zygote itself takes of it, bytes.
         filters: closing filters by network policy, and whether programs may be executed.
         program_paths: folders whose programs an external binary may execute.
+        group: one that all services belong to; 0 for none.
     """
 
     layers: set[str] = field(default_factory=set)
+    readable: tuple[str, ...] = ()
     abi: int = 0
     paths: tuple[tuple[int, int], ...] = ()
     empty_network: int = -1
     address_space: int = 0
     filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
     program_paths: tuple[str, ...] = ()
+    group: int = 0
 
 
 _plan = Plan()
+_guard = (-1, -1)
 
 SetUp = Callable[[int, int, int], object]
 """Makes a forked child a blank, with its link, stdout and stderr (runtime/child.py)."""
@@ -136,7 +143,9 @@ def prepare(settings: Settings, set_up: SetUp) -> dict[str, LayerReport]:
     readable = readable_paths()
     _enter_namespaces(settings, [*readable, *settings.program_paths], missing)
     programs = tuple(path for path in settings.program_paths if os.path.exists(path))
-    plan = _plan = Plan(abi=calls.landlock_abi(), address_space=_address_space(), program_paths=programs)
+    plan = _plan = Plan(
+        readable=tuple(readable), abi=calls.landlock_abi(), address_space=_address_space(), program_paths=programs
+    )
     _open_paths(plan, readable, missing)
     _open_empty_network(plan, missing)
     _filter(missing)
@@ -145,6 +154,8 @@ def prepare(settings: Settings, set_up: SetUp) -> dict[str, LayerReport]:
     elif not settings.uid:
         missing["uid"] = "security.uid_range is empty"
     else:
+        if "mount_ns" in missing:
+            _let_services_pass(plan, settings, missing)
         missing["user_ns"] = NOT_NEEDED
     for name, abi in (("landlock_net", _ABI_NET), ("landlock_scope", _ABI_SCOPE)):
         if 0 < plan.abi < abi:
@@ -178,6 +189,17 @@ def _enter_namespaces(settings: Settings, readable: list[str], missing: dict[str
             private_root.enter(readable, [settings.work_root], [*_DEVICES, "/proc"], settings.work_root)
         except OSError as error:
             missing["mount_ns"] = str(error)
+
+
+def _let_services_pass(plan: Plan, settings: Settings, missing: dict[str, str]) -> None:
+    """Without a mount namespace, services pass through the data directory to their own: as members of a group."""
+    folder = os.path.dirname(settings.work_root)
+    try:
+        os.chown(folder, -1, settings.uid)
+        os.chmod(folder, 0o710)  # noqa: S103 - no more than passing, and only for that group
+    except OSError as error:
+        missing["uid"] = f"{folder} can't be opened to the services' group ({error})"
+    plan.group = settings.uid
 
 
 def _map_own_user(uid: int, gid: int) -> None:
@@ -278,7 +300,9 @@ def confine(bounds: Bounds, work_dir: str) -> None:
     Raises:
         OSError: a layer that holds on this host can't be had here.
     """
-    for layer, step in _STEPS:
+    if bounds.network == "loopback" and _plan.layers and "seccomp" not in _plan.layers:
+        raise OSError("network loopback takes the layer seccomp, which this host lacks; use none or all")
+    for layer, step in STEPS:
         if layer in _plan.layers:
             step(bounds, work_dir)
 
@@ -294,7 +318,7 @@ def _limit(bounds: Bounds, work_dir: str) -> None:
     calls.limit(
         data=2 * bounds.memory_bytes + 256 * MIB,
         address_space=_plan.address_space + 4 * bounds.memory_bytes + 1024 * MIB,
-        processes=bounds.processes if "processes" in _plan.layers else 0,
+        processes=bounds.processes + (bounds.network == "loopback") if "processes" in _plan.layers else 0,
         files=bounds.files,
         file_bytes=bounds.file_bytes,
         cpu_s=0,
@@ -302,7 +326,7 @@ def _limit(bounds: Bounds, work_dir: str) -> None:
 
 
 def _become_user(bounds: Bounds, work_dir: str) -> None:
-    calls.become(bounds.uid, bounds.uid)
+    calls.become(bounds.uid, bounds.uid, _plan.group)
 
 
 def _leave_users(bounds: Bounds, work_dir: str) -> None:
@@ -317,7 +341,14 @@ def _give_up_privileges(bounds: Bounds, work_dir: str) -> None:
 
 
 def _hide_memory(bounds: Bounds, work_dir: str) -> None:
-    calls.not_dumpable()
+    """Not from a guard, which reads the addresses that the service means."""
+    calls.set_dumpable(bounds.network == "loopback")
+
+
+def _start_guard(bounds: Bounds, work_dir: str) -> None:
+    global _guard
+    if bounds.network == "loopback":
+        _guard = guard.start(tuple(bounds.closed_ports))
 
 
 def _restrict_files(bounds: Bounds, work_dir: str) -> None:
@@ -337,29 +368,39 @@ def _restrict_network(bounds: Bounds, work_dir: str) -> None:
 
 
 def _close_descriptors(bounds: Bounds, work_dir: str) -> None:
-    close_from(RULESET_FD)
+    kept = LIFELINE_FD + 1
+    if bounds.network == "loopback":
+        for fd, place in zip(_guard, GUARD_FDS, strict=True):
+            os.dup2(fd, place, inheritable=False)
+        kept = GUARD_FDS[-1] + 1
+    close_from(kept)
 
 
 def _filter_calls(bounds: Bounds, work_dir: str) -> None:
-    calls.filter_calls(_plan.filters[bounds.network, bounds.programs])
+    program = _plan.filters[bounds.network, bounds.programs]
+    if bounds.network == "loopback":
+        guard.hand_over(*GUARD_FDS, calls.filter_calls_with_listener(program))
+    else:
+        calls.filter_calls(program)
 
 
 Step = Callable[[Bounds, str], None]
 
-_STEPS: tuple[tuple[str, Step], ...] = (
+STEPS: tuple[tuple[str, Step], ...] = (
     ("net_ns", _leave_network),
     ("rlimits", _limit),
     ("uid", _become_user),
     ("user_ns", _leave_users),
     ("no_new_privs", _give_up_privileges),
     ("non_dumpable", _hide_memory),
+    ("seccomp", _start_guard),
     ("landlock", _restrict_files),
     ("landlock_net", _restrict_network),
     ("descriptors", _close_descriptors),
     ("seccomp", _filter_calls),
 )
 """Layer and step, in this order: a change of user resets what non_dumpable sets, Landlock's paths are opened before
-they can't be, and the filter refuses what the steps before it do."""
+they can't be, the guard is no part of what Landlock confines, and the filter refuses what the steps before it do."""
 
 
 # -- the trial ---------------------------------------------------------------------------------------------------
@@ -379,6 +420,8 @@ def _try(plan: Plan, settings: Settings, set_up: SetUp, missing: dict[str, str])
                 for programs in (False, True)
             }
         failures = _trial(settings, set_up)
+        if "uid" in failures:  # the others may fail for that alone
+            failures = {"uid": failures["uid"]}
         missing.update(failures)
         plan.layers -= failures.keys()
         if not failures:
@@ -437,7 +480,7 @@ def _run_trial(link_fd: int, bounds: Bounds, work_dir: str, set_up: SetUp) -> No
         set_up(link_fd, os.open(os.devnull, os.O_WRONLY), os.open(os.devnull, os.O_WRONLY))
         link = socket.socket(fileno=LINK_FD)
         _note(failures, "lifeline", _trial_of_lifeline)
-        for layer, step in _STEPS:
+        for layer, step in STEPS:
             if layer in _plan.layers:
                 _note(failures, layer, lambda step=step: step(bounds, work_dir) or "")  # type: ignore[misc]
                 if layer in _AT_ONCE:
@@ -469,7 +512,7 @@ def _unchanged(name: str, before: dict[str, int]) -> str:
 
 
 def _trial_of_reading(before: dict[str, int], work_dir: str) -> str:
-    for path in readable_paths():
+    for path in _plan.readable:
         if path.startswith("/etc/") or os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
             continue
         return f"{path} can't be read by other users, and there is no mount namespace to show it to them"
@@ -547,7 +590,7 @@ def _trial_of_files(work_dir: str) -> str:
     with open(f"{work_dir}/probe", "wb") as file:
         file.write(b"probe")
     os.unlink(f"{work_dir}/probe")
-    for path in readable_paths():
+    for path in _plan.readable:
         if not path.startswith("/etc/"):
             os.listdir(path) if os.path.isdir(path) else os.stat(path)
     return _refused(lambda: os.open("/proc/self/status", os.O_RDONLY), "reading /proc/self/status")

@@ -20,25 +20,24 @@ import struct
 from dataclasses import dataclass
 
 _SYSCALLS = """
-_sysctl 156 -, acct 163 89, add_key 248 217, adjtimex 159 171, bind 49 200, bpf 321 280, capset 126 91,
-chmod 90 -, chroot 161 51, clock_adjtime 305 266, clock_settime 227 112, clone 56 220, clone3 435 435,
-close 3 57, close_range 436 436, connect 42 203, creat 85 -, create_module 174 -, delete_module 176 106,
-dup2 33 -, dup3 292 24, execve 59 221, execveat 322 281, fanotify_init 300 262, fchmod 91 52, fchmodat 268 53,
-fchmodat2 452 452, fcntl 72 25, finit_module 313 273, fork 57 -, fsconfig 431 431, fsmount 432 432,
-fsopen 430 430, fspick 433 433, get_kernel_syms 177 -, get_mempolicy 239 236, init_module 175 105,
-io_setup 206 0, io_submit 209 2, io_uring_enter 426 426, io_uring_register 427 427, io_uring_setup 425 425,
-ioctl 16 29, ioperm 173 -, iopl 172 -, ioprio_set 251 30, kcmp 312 272, kexec_file_load 320 294,
-kexec_load 246 104, keyctl 250 219, listen 50 201, lookup_dcookie 212 18, mbind 237 235, memfd_create 319 279,
+_sysctl 156 -, acct 163 89, add_key 248 217, adjtimex 159 171, bind 49 200, bpf 321 280, capset 126 91, chmod 90 -,
+chroot 161 51, clock_adjtime 305 266, clock_settime 227 112, clone 56 220, clone3 435 435, close 3 57,
+close_range 436 436, connect 42 203, creat 85 -, create_module 174 -, delete_module 176 106, dup2 33 -, dup3 292 24,
+execve 59 221, execveat 322 281, fanotify_init 300 262, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452,
+fcntl 72 25, finit_module 313 273, fork 57 -, fsconfig 431 431, fsmount 432 432, fsopen 430 430, fspick 433 433,
+get_kernel_syms 177 -, get_mempolicy 239 236, init_module 175 105, io_setup 206 0, io_submit 209 2,
+io_uring_enter 426 426, io_uring_register 427 427, io_uring_setup 425 425, ioctl 16 29, ioperm 173 -, iopl 172 -,
+ioprio_set 251 30, kcmp 312 272, kexec_file_load 320 294, kexec_load 246 104, keyctl 250 219,
+landlock_create_ruleset 444 444, listen 50 201, lookup_dcookie 212 18, mbind 237 235, memfd_create 319 279,
 memfd_secret 447 447, migrate_pages 256 238, mknod 133 -, mknodat 259 33, modify_ldt 154 -, mount 165 40,
 mount_setattr 442 442, move_mount 429 429, move_pages 279 239, mq_open 240 180, mq_unlink 241 181, msgctl 71 187,
-msgget 68 186, name_to_handle_at 303 264, nfsservctl 180 42, open 2 -, open_by_handle_at 304 265,
-open_tree 428 428, openat 257 56, openat2 437 437, perf_event_open 298 241, personality 135 92,
-pidfd_getfd 438 438, pivot_root 155 41, prctl 157 167, prlimit64 302 261, process_madvise 440 440,
-process_mrelease 448 448, process_vm_readv 310 270, process_vm_writev 311 271, ptrace 101 117,
-query_module 178 -, quotactl 179 60, quotactl_fd 443 443, reboot 169 142, request_key 249 218,
-sched_setaffinity 203 122, sched_setattr 314 274, sched_setparam 142 118, sched_setscheduler 144 119,
-seccomp 317 277, semctl 66 191, semget 64 190, sendmmsg 307 269, sendmsg 46 211, sendto 44 206,
-set_mempolicy 238 237, set_mempolicy_home_node 450 450, setdomainname 171 162, setfsgid 123 152,
+msgget 68 186, name_to_handle_at 303 264, nfsservctl 180 42, open 2 -, open_by_handle_at 304 265, open_tree 428 428,
+openat 257 56, openat2 437 437, perf_event_open 298 241, personality 135 92, pidfd_getfd 438 438, pivot_root 155 41,
+prctl 157 167, prlimit64 302 261, process_madvise 440 440, process_mrelease 448 448, process_vm_readv 310 270,
+process_vm_writev 311 271, ptrace 101 117, query_module 178 -, quotactl 179 60, quotactl_fd 443 443, reboot 169 142,
+request_key 249 218, sched_setaffinity 203 122, sched_setattr 314 274, sched_setparam 142 118,
+sched_setscheduler 144 119, seccomp 317 277, semctl 66 191, semget 64 190, sendmmsg 307 269, sendmsg 46 211,
+sendto 44 206, set_mempolicy 238 237, set_mempolicy_home_node 450 450, setdomainname 171 162, setfsgid 123 152,
 setfsuid 122 151, setgid 106 144, setgroups 116 159, sethostname 170 161, setns 308 268, setpgid 109 154,
 setpriority 141 140, setregid 114 143, setresgid 119 149, setresuid 117 147, setreuid 113 145, setsid 112 157,
 settimeofday 164 170, setuid 105 146, shmat 30 196, shmctl 31 195, shmget 29 194, socket 41 198, swapoff 168 225,
@@ -102,7 +101,7 @@ MSG_FASTOPEN = 0x20000000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 
 BASE: tuple[Rule, ...] = (
-    Rule("ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd process_madvise process_mrelease"),
+    Rule("ptrace process_vm_writev kcmp process_madvise process_mrelease"),
     Rule("mount umount2 pivot_root chroot open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr"),
     Rule("swapon swapoff quotactl quotactl_fd acct syslog reboot kexec_load kexec_file_load"),
     Rule("init_module finit_module delete_module create_module query_module get_kernel_syms"),
@@ -128,6 +127,7 @@ BASE: tuple[Rule, ...] = (
 """For the zygote and all its children."""
 
 _CLOSED: tuple[Rule, ...] = (
+    Rule("process_vm_readv pidfd_getfd"),  # which the guard of a service under loopback needs
     Rule("unshare setns setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset"),
     Rule("clone", (If(0, "any_bit", CLONE_NEW_ANY),)),
     # A service stays in its process group, which is what is killed with it, by whomever.
@@ -208,7 +208,7 @@ def supported() -> bool:
 
 def base() -> bytes:
     """The zygote's filter."""
-    return _program(BASE)
+    return assemble(BASE)
 
 
 def closing(network: str, *, lifeline_fd: int, programs: bool, forks: bool) -> bytes:
@@ -221,7 +221,7 @@ def closing(network: str, *, lifeline_fd: int, programs: bool, forks: bool) -> b
     """
     sockets = _ONLY_UNIX if programs and network == "none" else _NETWORK[network]
     rules = _CLOSED + _lifeline(lifeline_fd) + sockets
-    return _program(rules + (() if programs else _NO_PROGRAMS) + (() if forks else _NO_FORKS))
+    return assemble(rules + (() if programs else _NO_PROGRAMS) + (() if forks else _NO_FORKS))
 
 
 def _numbers() -> dict[str, int]:
@@ -230,9 +230,11 @@ def _numbers() -> dict[str, int]:
     return {entry[0]: int(entry[column]) for entry in entries if entry[column] != "-"}
 
 
-def _program(rules: tuple[Rule, ...]) -> bytes:
-    """An array of struct sock_filter: one test of the number after the other, which the kernel turns into a bitmap of
-    calls that are always allowed."""
+def assemble(rules: tuple[Rule, ...]) -> bytes:
+    """A filter that does this and allows all else that is known, as an array of struct sock_filter.
+
+    It tests the number once for each call in the rules; from that the kernel makes a bitmap of those always allowed.
+    """
     numbers = _numbers()
     by_number: dict[int, list[Rule]] = {}
     for rule in rules:

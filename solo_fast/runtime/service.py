@@ -54,13 +54,13 @@ class Spec:
     limits: Limits
     room: Room
 
-    @property
-    def bounds(self) -> Bounds:
-        """What its processes are confined to."""
+    def bounds(self, closed_ports: tuple[int, ...]) -> Bounds:
+        """What its processes are confined to; `closed_ports`: those of this host that they may never connect to."""
         limits = self.limits
         return Bounds(
             uid=self.room.uid,
             network=limits.network,
+            closed_ports=closed_ports,
             memory_bytes=limits.max_memory_bytes,
             processes=limits.max_processes,
             files=limits.max_open_files,
@@ -89,6 +89,7 @@ class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
 
     async def new_process(self) -> Process: ...
+    async def own_ports(self) -> tuple[int, ...]: ...
     def refill(self) -> None: ...
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
@@ -162,13 +163,14 @@ class Service(Owner):
         """
         spec = self.spec
         code = self.house.code_for(spec.tenant, self._digest)
+        closed_ports = () if spec.limits.network == "none" else await self.house.own_ports()
         source = Source(
             spec.tenant,
             spec.service_id,
             spec.version.filename,
             spec.text,
             str(spec.room.work_dir),
-            spec.bounds,
+            spec.bounds(closed_ports),
             code,
             spec.program,
         )

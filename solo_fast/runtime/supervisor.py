@@ -82,6 +82,7 @@ class Supervisor:
         handle_request: RequestHandler,
     ) -> None:
         self.services = Services()
+        self._own_ports: asyncio.Future[tuple[int, ...]] | None = None
         self._store = store
         self._logs = logs
         self._zygote = zygote
@@ -269,6 +270,19 @@ class Supervisor:
             self._pool.refill()
 
     # -- the house of its services -------------------------------------------------------------------------------
+
+    def opened(self, ports: tuple[int, ...]) -> None:
+        """The kernel's own ports are known: no service may reach them, whatever its network."""
+        self._ports().set_result(ports)
+
+    def _ports(self) -> asyncio.Future[tuple[int, ...]]:
+        if self._own_ports is None:
+            self._own_ports = asyncio.get_running_loop().create_future()
+        return self._own_ports
+
+    async def own_ports(self) -> tuple[int, ...]:
+        """The kernel's own ports, once its gateways have opened them."""
+        return await asyncio.shield(self._ports())
 
     async def new_process(self) -> Process:
         return await self._pool.take()
