@@ -177,6 +177,8 @@ main() {
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.appliance
         say "the admission path"
         "$PYTHON" -m bench.admission
+        say "2,000 idle services"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.scale
         say "the hot core"
         "$PYTHON" -m pytest -q bench/test_hot_core.py --benchmark-columns=min,median,ops --benchmark-disable-gc "$@"
         ;;

@@ -10,3 +10,10 @@ def settle(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> bo
     Raises:
         OSError: a system call failed.
     """
+
+def keep_lifeline() -> None:
+    """Leave the lifeline open over an exec: the program that comes is to end with the kernel too.
+
+    Raises:
+        OSError: a system call failed.
+    """

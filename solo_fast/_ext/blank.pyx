@@ -57,6 +57,8 @@ cdef extern from * nogil:
         return sigprocmask(SIG_SETMASK, &none, NULL);
     }
 
+    static int solo_keep_lifeline(void) { return fcntl(LIFELINE_FD, F_SETFD, 0); }
+
     static int solo_has_mail(void) {
         char byte;
         return recv(LINK_FD, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
@@ -67,6 +69,7 @@ cdef extern from * nogil:
     int solo_place(int out, int err, int link, int lifeline)
     int solo_arm()
     int solo_unblock_signals()
+    int solo_keep_lifeline()
     int solo_has_mail()
 
 
@@ -81,3 +84,8 @@ def settle(int link_fd, int stdout_fd, int stderr_fd, int lifeline_fd):
     if armed < 0 or solo_unblock_signals() != 0:
         raise OSError(errno, "a child can't be tied to the kernel")
     return bool(solo_has_mail())
+
+
+def keep_lifeline():
+    if solo_keep_lifeline() != 0:
+        raise OSError(errno, "the lifeline can't be kept")

@@ -59,13 +59,21 @@ class ServiceLimits(Request, kw_only=True):
 
 
 class DeployRequest(Request, kw_only=True):
+    """`code`: the source. Of an external binary: text that is put into its work directory as `filename`, or nothing;
+    `argv` and `env` say what runs, `port` (of loopback) or `socket` (a name in its work directory) where it will speak
+    HTTP."""
+
     service_id: str
-    code: str
+    code: str = ""
     format: Format = "python_source"
     replace: bool = False
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     metadata: Metadata = field(default_factory=dict)
     filename: str = ""
+    argv: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    socket: str = ""
 
 
 class DeployResponse(Response, kw_only=True):

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from solo_fast._ext import blank
-from solo_fast.runtime import contract
+from solo_fast.runtime import contract, program
 from solo_fast.runtime.frames import Kind, frame, load_body, message_body, split_load
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
@@ -53,6 +53,7 @@ class Order:
     result_bytes_max: int
     source: str
     code: bytes
+    program: dict[str, Any] | None = None
 
 
 def _serve(sock: socket.socket, *, ordered: bool) -> None:
@@ -65,6 +66,8 @@ def _serve(sock: socket.socket, *, ordered: bool) -> None:
         link.send(Kind.REPORT, 0, encode(contract.report(order.source, order.filename)))
         leave(0)
     _enter(order)
+    if order.program is not None:
+        _become_program(order, link, order.program)
     try:
         loaded, is_async, marshalled = _load(order)
         if is_async:
@@ -94,6 +97,18 @@ def _enter(order: Order) -> None:
     os.environ["SOLO_SERVICE_ID"] = order.service_id
     os.environ["SOLO_TENANT"] = order.tenant
     sys.argv = [order.filename]
+
+
+def _become_program(order: Order, link: Link, wanted: dict[str, Any]) -> None:
+    """Run an external binary in this process. Comes back never: it ends where that can't be done."""
+    try:
+        blank.keep_lifeline()
+        program.become(order.work_dir, order.filename, order.source, wanted)
+    except OSError as error:
+        message = f"{wanted['argv'][0]} can't be run: {error.strerror}"
+        diagnostics = [{"line": 0, "column": 0, "message": message, "text": ""}]
+        link.send(Kind.FAILED, 0, encode({"message": message, "diagnostics": diagnostics}))
+    leave(1)
 
 
 def _load(order: Order) -> tuple[Loaded, bool, bytes]:

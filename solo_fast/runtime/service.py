@@ -17,6 +17,7 @@ from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, So
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.external import Program
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
@@ -54,6 +55,14 @@ class Spec:
     @property
     def metadata(self) -> dict[str, str]:
         return self.version.settings.metadata
+
+    @property
+    def program(self) -> Program | None:
+        """What an external binary runs; None for Python."""
+        if self.version.format != "external_binary":
+            return None
+        asked = self.version.settings
+        return Program(asked.argv, asked.env, asked.port, asked.socket)
 
 
 class House(Protocol):
@@ -133,7 +142,9 @@ class Service(Owner):
         """
         spec = self.spec
         code = self.house.code_for(spec.tenant, self._digest)
-        source = Source(spec.tenant, spec.service_id, spec.version.filename, spec.text, str(spec.work_dir), code)
+        source = Source(
+            spec.tenant, spec.service_id, spec.version.filename, spec.text, str(spec.work_dir), code, spec.program
+        )
         process = await self.house.new_process()
         self._process = process
         try:
@@ -299,7 +310,9 @@ class Service(Owner):
     def _admit(self, method: str) -> Process:
         assert self._process is not None
         assert self.described is not None
-        if method not in self.described.methods:
+        if method not in self.described.methods and not self.described.any_method:
+            if self.described.kind == "external":
+                raise NotFound(f"{self.spec.service_id} was deployed without a port or socket, so it can't be called")
             known = ", ".join(sorted(self.described.methods)) or "none"
             raise NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
         if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
