@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from solo_fast.cli.options import DEFAULT_TENANT
+from tests.gateway.clients import ECHO, in_flight
+from tests.gateway.test_slots import half_a_call
 from tests.harness import ROOT, Server, command, environment, eventually
 
 COUNTER = ROOT / "examples" / "counter.py"
@@ -294,6 +297,17 @@ def on_a_terminal(*arguments: str, **env: str) -> str:
         os.close(ours)
         assert process.wait(60) == 0
     return shown.decode()
+
+
+def test_who_is_shed_has_an_exit_code_of_its_own(tmp_path):
+    config = tmp_path / "solo.toml"
+    config.write_text("[tenants.default_tenant]\nmax_per_tenant = 1\n")
+    with Server(tmp_path, "--config", str(config)) as limited:
+        limited.deploy("busy", ECHO, DEFAULT_TENANT)
+        with half_a_call(limited, "busy", DEFAULT_TENANT):
+            eventually(lambda: in_flight(limited) == 2, "the tenant's one slot is taken")
+            body = answer("list", server=limited, code=8)
+        assert (body["error"], body["details"]["reason"]) == ("overloaded", "tenant_in_flight")
 
 
 def test_metrics_for_people_tell_what_was_shed(tmp_path):
