@@ -181,6 +181,7 @@ class Operations:
     # -- events and logs -----------------------------------------------------------------------------------------
 
     async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[m.EventView]:
+        _check_filter(request.service_id)
         with self._watching(caller.tenant):
             events = _mapped(
                 views.event_view,
@@ -199,6 +200,7 @@ class Operations:
                 yield item
 
     async def events(self, caller: Caller, request: m.ListEventsRequest) -> m.ListEventsResponse:
+        _check_filter(request.service_id)
         page = await self._store.page(
             caller.tenant, request.since_id, request.limit, request.service_id, request.event_types
         )
@@ -206,6 +208,7 @@ class Operations:
         return m.ListEventsResponse(events=[views.event_view(event) for event in page], next=next_id)
 
     async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[m.LogEntry]:
+        _check_filter(request.service_id)
         if not request.follow:
             lines = await self._logs.tail(caller.tenant, request.service_id, request.tail or 1000, request.since_id)
             for line in lines:
@@ -344,6 +347,11 @@ def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
             f"network {limits.network!r} is more than a deploy may ask for; security.network_ceiling is {ceiling!r}"
         )
     return limits
+
+
+def _check_filter(service_id: str) -> None:
+    if service_id:  # else: of every service; an id that can't be one would be waited for in vain
+        check_id("service_id", service_id)
 
 
 def _check_name(field: str, name: str) -> None:
