@@ -90,7 +90,7 @@ async def admitted(kernel: Kernel, operation: Operation, caller: Caller, request
 
 async def admitted_stream(
     kernel: Kernel, operation: Operation, caller: Caller, request: Request
-) -> AsyncGenerator[Response, None]:
+) -> AsyncGenerator[list[Response], None]:
     """Run one streaming operation under admission control; the slot is held until the stream ends.
 
     Whoever reads it closes it (`aclose`) on every path, so that the slot is free at once. No latency is reported:
