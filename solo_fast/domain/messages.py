@@ -355,12 +355,25 @@ class MetricsRequest(Request, kw_only=True):
     pass
 
 
+class ShedCount(Response, kw_only=True):
+    """Requests that were refused, of one tenant, admission class and reason.
+
+    Tenants that have gone idle are counted together as tenant "*".
+    """
+
+    tenant: str
+    admission: str
+    reason: str
+    count: int
+
+
 class MetricsResponse(HealthResponse, kw_only=True):
     services: int
     events: int
     calls: int
     in_flight: int
     shed: int
+    shed_by: list[ShedCount] = field(default_factory=list)
 
 
 class ErrorBody(Response, kw_only=True):

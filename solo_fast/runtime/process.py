@@ -168,13 +168,20 @@ class Process(asyncio.Protocol):
             os.close(out_write)
             os.close(err_write)
         ours.setblocking(False)
-        await self._loop.create_unix_connection(lambda: self, sock=ours)
-        pipes: tuple[tuple[Stream, int], ...] = (("stdout", out_read), ("stderr", err_read))
-        for stream, fd in pipes:
-            reader = PipeReader(stream, self, self.limits.line_bytes)
-            await self._loop.connect_read_pipe(lambda made=reader: made, os.fdopen(fd, "rb", 0))  # type: ignore[misc]
-            self._pipes.append(reader)
+        pipes: tuple[tuple[Stream, Any], ...] = (
+            ("stdout", os.fdopen(out_read, "rb", 0)),
+            ("stderr", os.fdopen(err_read, "rb", 0)),
+        )
         self._loop.add_reader(self.child.pidfd, self._exit_seen)
+        try:
+            await self._loop.create_unix_connection(lambda: self, sock=ours)
+            for stream, pipe in pipes:
+                reader = PipeReader(stream, self, self.limits.line_bytes)
+                await self._loop.connect_read_pipe(lambda made=reader: made, pipe)  # type: ignore[misc]
+                self._pipes.append(reader)
+        except BaseException:
+            self.kill()  # its exit releases what it had got
+            raise
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its base class
