@@ -250,6 +250,7 @@ class Kernel:
             if not stopping.done():
                 recovering.result()
                 self._announce(*ports)
+                self.supervisor.tidy()
             await stopping
             recovering.cancel()
             upkeep.cancel()

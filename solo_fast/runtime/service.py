@@ -68,7 +68,7 @@ class Spec:
 class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
 
-    async def new_process(self) -> Process: ...
+    async def new_process(self, source: Source, owner: Owner) -> Process: ...
     def refill(self) -> None: ...
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
@@ -133,8 +133,11 @@ class Service(Owner):
 
     # -- coming up -----------------------------------------------------------------------------------------------
 
-    async def start(self) -> Description:
+    async def start(self, patience: int = 1) -> Description:
         """Bring a process up.
+
+        Args:
+            patience: how many times its startup timeout it may take.
 
         Raises:
             DeployFailed: the source did not come up; no process is left.
@@ -145,10 +148,10 @@ class Service(Owner):
         source = Source(
             spec.tenant, spec.service_id, spec.version.filename, spec.text, str(spec.work_dir), code, spec.program
         )
-        process = await self.house.new_process()
+        process = await self.house.new_process(source, self)
         self._process = process
         try:
-            self.described = await process.load(source, self, spec.limits.startup_timeout_ms / 1000)
+            self.described = await process.load(source, self, patience * spec.limits.startup_timeout_ms / 1000)
         except BaseException:
             process.stopping = True
             process.kill()
@@ -238,13 +241,13 @@ class Service(Owner):
 
     # -- recovery ------------------------------------------------------------------------------------------------
 
-    async def recover(self, cause: Event) -> bool:
+    async def recover(self, cause: Event, patience: int) -> bool:
         """Bring a service of the desired state up; False when it did not come up, and is tried again like a crash."""
         if self._ended:  # killed or replaced before its turn came
             return True
         self._restarting = asyncio.current_task()
         try:
-            described = await self.start()
+            described = await self.start(patience)
         except SoloError as error:
             payload = {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:RECENT_EVENTS]}
             failed = self._event("service_recovery_failed", payload, cause)

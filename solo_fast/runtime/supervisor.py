@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -18,7 +19,7 @@ from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.domain.messages import Format, Stream
 from solo_fast.runtime.pool import WarmPool
-from solo_fast.runtime.process import LinkLimits, Process, Source
+from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.service import Limits, Service, Spec
 from solo_fast.runtime.zygote_client import ZygoteClient
 from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version
@@ -85,6 +86,7 @@ class Supervisor:
         self._logs = logs
         self._pool = WarmPool(zygote, link_limits, warm_pool)
         self._work_root = work_root
+        self._old_work = work_root.with_name(f"{work_root.name}.old")
         self._handle_request = handle_request
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
@@ -94,9 +96,19 @@ class Supervisor:
         self._closing = False
 
     def start(self) -> None:
-        shutil.rmtree(self._work_root, ignore_errors=True)  # of a kernel that was killed
+        self._set_aside()
         self._work_root.mkdir(mode=0o700)
         self._pool.refill()
+
+    def _set_aside(self) -> None:
+        """Put the work directories of a kernel that was killed where they are in nobody's way."""
+        self._old_work.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._work_root.rename(self._old_work / str(time.time_ns()))
+
+    def tidy(self) -> None:
+        """Remove what `start` set aside, in the background: a thousand directories take half a second."""
+        self._remove_work_dir(self._old_work)
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
 
@@ -263,10 +275,15 @@ class Supervisor:
 
     # -- the house of its services -------------------------------------------------------------------------------
 
-    async def new_process(self) -> Process:
-        return await self._pool.take()
+    async def new_process(self, source: Source, owner: Owner) -> Process:
+        return await self._pool.take(source, owner)
 
     def refill(self) -> None:
+        self._pool.refill()
+
+    def pause_pool(self, paused: bool) -> None:
+        """Let no blanks be made while a recovery needs the cores; what it starts begins with its source at once."""
+        self._pool.paused = paused
         self._pool.refill()
 
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None:
@@ -332,4 +349,5 @@ class Supervisor:
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
-        shutil.rmtree(self._work_root, ignore_errors=True)
+        for folder in (self._work_root, self._old_work):
+            shutil.rmtree(folder, ignore_errors=True)
