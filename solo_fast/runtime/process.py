@@ -20,6 +20,7 @@ from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
+EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for
 
 log = logging.getLogger("solo.process")
@@ -330,6 +331,9 @@ class Process(asyncio.Protocol):
             result = await door.post(method, arguments)
         except SoloError as failure:
             error = failure
+            if isinstance(failure, ServiceError) and "status" not in failure.details:
+                # It broke off and may just be dying: who calls next is to find it restarting, not on its way out.
+                await asyncio.wait([self.exited], timeout=EXIT_SECONDS_MAX)
         if self.pending.get(message_id) is None:  # a cast, whose failure nobody waits for
             self.pending.pop(message_id, None)
             if error is not None:
