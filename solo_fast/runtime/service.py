@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
+from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, ShuttingDown, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
@@ -107,6 +107,7 @@ class Service(Owner):
         self._waiting: deque[asyncio.Future[None]] = deque()  # messages that came while it restarts
         self._restarting: asyncio.Task[None] | None = None
         self._ended = False
+        self._end_reason = ""
 
     @classmethod
     def recovered(cls, spec: Spec, house: House, row: ServiceRow) -> Service:
@@ -140,7 +141,7 @@ class Service(Owner):
             patience: how many times its startup timeout it may take.
 
         Raises:
-            DeployFailed: the source did not come up; no process is left.
+            DeployFailed: the source did not come up; no process is left. ShuttingDown: it was ended meanwhile.
             InternalError: no process could be made.
         """
         spec = self.spec
@@ -151,6 +152,8 @@ class Service(Owner):
         process = await self.house.new_process(source, self)
         self._process = process
         try:
+            if self._ended:
+                raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
             self.described = await process.load(source, self, patience * spec.limits.startup_timeout_ms / 1000)
         except BaseException:
             process.stopping = True
@@ -266,6 +269,12 @@ class Service(Owner):
     def mailbox_length(self) -> int:
         return (len(self._process.pending) if self._process else 0) + len(self._waiting)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are messages that it will come to."""
+        coming = self._restarting is not None and not self._restarting.done()
+        return self.mailbox_length > 0 and (self.alive or coming)
+
     async def call(self, method: str, arguments: bytes, timeout_s: float) -> bytes:
         """The method's result as JSON text.
 
@@ -344,6 +353,8 @@ class Service(Owner):
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
+        if self._end_reason == "shutdown":
+            raise ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
         if self._ended:
             raise NotFound(f"{self.spec.service_id} was killed")
         if self.state != "running":
@@ -378,6 +389,7 @@ class Service(Owner):
     async def end(self, reason: str, grace_s: float) -> None:
         """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once."""
         self._ended = True
+        self._end_reason = reason
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.wait([self._restarting])

@@ -18,6 +18,7 @@ from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, Shutt
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.domain.messages import Format, Stream
+from solo_fast.runtime.draining import end_all
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.service import Limits, Service, Spec
@@ -93,7 +94,9 @@ class Supervisor:
         self._requests: set[asyncio.Task[None]] = set()
         self._work_dirs = 0
         self._versions_before: dict[tuple[str, str], int] = {}  # of what a start without recovery left alone
+        self._coming_up: set[Service] = set()
         self._closing = False
+        self._hurried = False
 
     def start(self) -> None:
         self._set_aside()
@@ -136,8 +139,7 @@ class Supervisor:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
             TenantOverloaded: the tenant has its limit of services.
         """
-        if self._closing:
-            raise ShuttingDown("the kernel is shutting down and takes no deploys")
+        self._check_open()
         former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
@@ -170,6 +172,10 @@ class Supervisor:
             await self._take_over(former, service)
         return service
 
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ShuttingDown("the kernel is shutting down; deploy it when it is back", retry_after_ms=1000)
+
     async def _take_over(self, former: Service, service: Service) -> None:
         spec = service.spec
         await self._check_still_there(service, former)
@@ -185,12 +191,19 @@ class Supervisor:
 
     async def _come_up(self, service: Service, former: Service | None) -> None:
         spec, replaced = service.spec, former is not None
+        self._coming_up.add(service)
         try:
             described = await service.start()
         except DeployFailed as error:
+            self._check_open()
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
             await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
+        finally:
+            self._coming_up.discard(service)
+        if self._closing:
+            await service.end("shutdown", 0)
+            self._check_open()
         deployed = {
             "version": spec.version.number,
             "kind": described.kind,
@@ -331,19 +344,20 @@ class Supervisor:
 
     def kill_all(self) -> None:
         """SIGKILL to every process, for a shutdown that can't wait."""
+        self._hurried = True
         for service in self.services.all():
             if service.process is not None:
                 service.process.stopping = True
                 service.process.kill()
 
     async def close(self, grace_s: float | None) -> None:
-        """End every service, each within its own grace period or `grace_s`, and the pool."""
+        """Let calls in flight finish, then end every service and the pool.
+
+        Args:
+            grace_s: for both together, seconds; None: each service's own.
+        """
         self._closing = True
-        ends = [
-            service.end("shutdown", service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s)
-            for service in self.services.all()
-        ]
-        await asyncio.gather(*ends)
+        await end_all([*{*self.services.all(), *self._coming_up}], grace_s, lambda: self._hurried)
         for request in list(self._requests):
             request.cancel()
         await self._pool.close()

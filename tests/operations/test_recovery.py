@@ -171,7 +171,7 @@ def test_calls_that_come_during_recovery_wait_for_their_service(tmp_path: Path) 
         for number in range(6):
             server.deploy(f"slow-{number}", slow)
         crash(server)
-        server.start()
+        server.start(until_ready=False)
         with ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda number: server.call(f"slow-{number}", "f"), range(6)))
         assert answers == ["up"] * 6
@@ -184,7 +184,7 @@ def test_a_kill_during_recovery_holds(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         server.deploy("late", slow)
         crash(server)
-        server.start()
+        server.start(until_ready=False)
         assert server.request("DELETE", "/services/late?force=true")[0] == 202
         assert server.request("GET", "/services/late")[0] == 404
         eventually(lambda: healthy(server), "recovery is over")
