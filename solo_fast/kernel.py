@@ -184,6 +184,7 @@ class Kernel:
         self.store = EventStore.open(
             data_dir / config.get("database.events_db"),
             ring_capacity=config.get("limits.ring_events"),
+            ring_bytes=config.get("limits.ring_bytes"),
             log_bytes_per_service=config.get("limits.log_store_bytes"),
         )
         self.logs = LogBook(self.store)
@@ -262,6 +263,7 @@ class Kernel:
             if not stopping.done():
                 recovering.result()
                 self._announce(*ports)
+                self.supervisor.tidy()
             await stopping
             recovering.cancel()
             upkeep.cancel()

@@ -96,7 +96,8 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def start(self) -> None:
+    def start(self, *, until_ready: bool = True) -> None:
+        """Start it, and wait for its ready line; else only until its gateways accept, while it still recovers."""
         self.temporary.mkdir(exist_ok=True)
         port_file = self.tmp_path / f"ports-{time.monotonic_ns()}.json"
         self._stderr = (self.tmp_path / "kernel.log").open("ab")
@@ -113,6 +114,8 @@ class Server:
         ports = json.loads(port_file.read_text())
         self.pid, self.grpc_port, self.http_port = ports["pid"], ports["grpc"], ports["http"]
         self.http = f"http://{self.host}:{self.http_port}"
+        if not until_ready:
+            return
         assert self.process.stdout is not None
         self.ready_line = self.process.stdout.readline().strip()
         self.ready_after_s = time.monotonic() - began

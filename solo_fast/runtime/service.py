@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
+from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, ShuttingDown, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
@@ -88,7 +88,7 @@ class Spec:
 class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
 
-    async def new_process(self) -> Process: ...
+    async def new_process(self, source: Source, owner: Owner) -> Process: ...
     async def own_ports(self) -> tuple[int, ...]: ...
     def refill(self) -> None: ...
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
@@ -128,6 +128,7 @@ class Service(Owner):
         self._waiting: deque[asyncio.Future[None]] = deque()  # messages that came while it restarts
         self._restarting: asyncio.Task[None] | None = None
         self._ended = False
+        self._end_reason = ""
 
     @classmethod
     def recovered(cls, spec: Spec, house: House, row: ServiceRow) -> Service:
@@ -154,11 +155,14 @@ class Service(Owner):
 
     # -- coming up -----------------------------------------------------------------------------------------------
 
-    async def start(self) -> Description:
+    async def start(self, patience: int = 1) -> Description:
         """Bring a process up.
 
+        Args:
+            patience: how many times its startup timeout it may take.
+
         Raises:
-            DeployFailed: the source did not come up; no process is left.
+            DeployFailed: the source did not come up; no process is left. ShuttingDown: it was ended meanwhile.
             InternalError: no process could be made.
         """
         spec = self.spec
@@ -174,10 +178,12 @@ class Service(Owner):
             code,
             spec.program,
         )
-        process = await self.house.new_process()
+        process = await self.house.new_process(source, self)
         self._process = process
         try:
-            self.described = await process.load(source, self, spec.limits.startup_timeout_ms / 1000)
+            if self._ended:
+                raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
+            self.described = await process.load(source, self, patience * spec.limits.startup_timeout_ms / 1000)
         except BaseException:
             process.stopping = True
             process.kill()
@@ -267,13 +273,13 @@ class Service(Owner):
 
     # -- recovery ------------------------------------------------------------------------------------------------
 
-    async def recover(self, cause: Event) -> bool:
+    async def recover(self, cause: Event, patience: int) -> bool:
         """Bring a service of the desired state up; False when it did not come up, and is tried again like a crash."""
         if self._ended:  # killed or replaced before its turn came
             return True
         self._restarting = asyncio.current_task()
         try:
-            described = await self.start()
+            described = await self.start(patience)
         except SoloError as error:
             payload = {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:RECENT_EVENTS]}
             failed = self._event("service_recovery_failed", payload, cause)
@@ -291,6 +297,12 @@ class Service(Owner):
     @property
     def mailbox_length(self) -> int:
         return (len(self._process.pending) if self._process else 0) + len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are messages that it will come to."""
+        coming = self._restarting is not None and not self._restarting.done()
+        return self.mailbox_length > 0 and (self.alive or coming)
 
     async def call(self, method: str, arguments: bytes, timeout_s: float) -> bytes:
         """The method's result as JSON text.
@@ -370,6 +382,8 @@ class Service(Owner):
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
+        if self._end_reason == "shutdown":
+            raise ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
         if self._ended:
             raise NotFound(f"{self.spec.service_id} was killed")
         if self.state != "running":
@@ -404,6 +418,7 @@ class Service(Owner):
     async def end(self, reason: str, grace_s: float) -> None:
         """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once."""
         self._ended = True
+        self._end_reason = reason
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.wait([self._restarting])

@@ -17,8 +17,9 @@ from solo_fast.domain.ids import check_id
 from solo_fast.domain.layers import LayerReport
 from solo_fast.domain.messages import Format, Stream
 from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.draining import end_all
 from solo_fast.runtime.pool import WarmPool
-from solo_fast.runtime.process import LinkLimits, Process, Source
+from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.rooms import Room, Rooms
 from solo_fast.runtime.service import Limits, Service, Spec
 from solo_fast.runtime.zygote_client import ZygoteClient
@@ -93,7 +94,9 @@ class Supervisor:
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
         self._versions_before: dict[tuple[str, str], int] = {}  # of what a start without recovery left alone
+        self._coming_up: set[Service] = set()
         self._closing = False
+        self._hurried = False
 
     def start(self) -> None:
         """Fill the pool; the zygote is ready."""
@@ -104,6 +107,10 @@ class Supervisor:
     def layers(self) -> dict[str, LayerReport]:
         """What the zygote found of each layer of the sandbox."""
         return self._zygote.layers
+
+    def tidy(self) -> None:
+        """Remove what a killed kernel has left, in the background: a thousand directories take half a second."""
+        self._in_background(asyncio.to_thread(self._rooms.tidy))
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
 
@@ -131,8 +138,7 @@ class Supervisor:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
             TenantOverloaded: the tenant has its limit of services.
         """
-        if self._closing:
-            raise ShuttingDown("the kernel is shutting down and takes no deploys")
+        self._check_open()
         former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
@@ -165,6 +171,10 @@ class Supervisor:
             await self._take_over(former, service)
         return service
 
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ShuttingDown("the kernel is shutting down; deploy it when it is back", retry_after_ms=1000)
+
     async def _take_over(self, former: Service, service: Service) -> None:
         spec = service.spec
         await self._check_still_there(service, former)
@@ -180,12 +190,19 @@ class Supervisor:
 
     async def _come_up(self, service: Service, former: Service | None) -> None:
         spec, replaced = service.spec, former is not None
+        self._coming_up.add(service)
         try:
             described = await service.start()
         except DeployFailed as error:
+            self._check_open()
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
             await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
+        finally:
+            self._coming_up.discard(service)
+        if self._closing:
+            await service.end("shutdown", 0)
+            self._check_open()
         deployed = {
             "version": spec.version.number,
             "kind": described.kind,
@@ -284,10 +301,15 @@ class Supervisor:
         """The kernel's own ports, once its gateways have opened them."""
         return await asyncio.shield(self._ports())
 
-    async def new_process(self) -> Process:
-        return await self._pool.take()
+    async def new_process(self, source: Source, owner: Owner) -> Process:
+        return await self._pool.take(source, owner)
 
     def refill(self) -> None:
+        self._pool.refill()
+
+    def pause_pool(self, paused: bool) -> None:
+        """Let no blanks be made while a recovery needs the cores; what it starts begins with its source at once."""
+        self._pool.paused = paused
         self._pool.refill()
 
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None:
@@ -326,19 +348,20 @@ class Supervisor:
 
     def kill_all(self) -> None:
         """SIGKILL to every process, for a shutdown that can't wait."""
+        self._hurried = True
         for service in self.services.all():
             if service.process is not None:
                 service.process.stopping = True
                 service.process.kill()
 
     async def close(self, grace_s: float | None) -> None:
-        """End every service, each within its own grace period or `grace_s`, and the pool."""
+        """Let calls in flight finish, then end every service and the pool.
+
+        Args:
+            grace_s: for both together, seconds; None: each service's own.
+        """
         self._closing = True
-        ends = [
-            service.end("shutdown", service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s)
-            for service in self.services.all()
-        ]
-        await asyncio.gather(*ends)
+        await end_all([*{*self.services.all(), *self._coming_up}], grace_s, lambda: self._hurried)
         for request in list(self._requests):
             request.cancel()
         await self._pool.close()
