@@ -153,11 +153,14 @@ class KillRequest(Request, kw_only=True):
 
 
 class KillResponse(Response, kw_only=True):
+    """`durable`: the kill is on disk; false while the store has no room, and then it is recorded later."""
+
     service_id: str
     status: Literal["terminating"] = "terminating"
     message: str
     grace_period_ms: int
     timestamp: datetime = field(default_factory=now)
+    durable: bool = True
 
 
 class CallRequest(Request, kw_only=True):
@@ -341,14 +344,16 @@ class HealthRequest(Request, kw_only=True):
 class HealthResponse(Response, kw_only=True):
     """`timestamp` and `uptime_ms` are milliseconds (epoch and since start); `memory_mb` is the kernel's RSS in MiB;
     `process_count` counts the kernel, its zygote and its children. The kernel is "starting" until the services of
-    the desired state are recovered."""
+    the desired state are recovered, and "degraded" while it is `read_only`: the store has no room, so what changes
+    something is refused, and reads and calls go on."""
 
-    status: Literal["healthy", "starting", "shutting_down"]
+    status: Literal["healthy", "starting", "degraded", "shutting_down"]
     version: str
     timestamp: int
     uptime_ms: int
     memory_mb: float
     process_count: int
+    read_only: bool = False
 
 
 class MetricsRequest(Request, kw_only=True):

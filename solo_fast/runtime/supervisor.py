@@ -21,6 +21,7 @@ from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Process, Source
 from solo_fast.runtime.service import Limits, Service, Spec
 from solo_fast.runtime.zygote_client import ZygoteClient
+from solo_fast.store.database import StoreUnavailable
 from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
@@ -122,10 +123,12 @@ class Supervisor:
 
         Raises:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
-            TenantOverloaded: the tenant has its limit of services.
+            TenantOverloaded: the tenant has its limit of services. StoreUnavailable: it could not be put on disk, and
+            nothing is left of it; a former one still serves.
         """
         if self._closing:
             raise ShuttingDown("the kernel is shutting down and takes no deploys")
+        self._store.check_writable()  # before its code runs
         former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
@@ -177,7 +180,7 @@ class Supervisor:
             described = await service.start()
         except DeployFailed as error:
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
-            await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
+            await self._store.keep(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
         deployed = {
             "version": spec.version.number,
@@ -196,8 +199,11 @@ class Supervisor:
             await service.end("killed", 0)
             raise
 
-    async def kill(self, tenant: str, service_id: str, *, grace_s: float | None, force: bool) -> float:
-        """Forget the service and end its process in the background; the grace period that it gets, seconds.
+    async def kill(self, tenant: str, service_id: str, *, grace_s: float | None, force: bool) -> tuple[float, bool]:
+        """Forget the service and end its process in the background.
+
+        Returns:
+            The grace period that it gets, seconds; and whether the kill is on disk, or waits for room there.
 
         Raises:
             NotFound: there is no such service.
@@ -209,8 +215,8 @@ class Supervisor:
         self._in_background(self._end(service, grace_s))
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
         killed = Event.new(tenant, "service_killed", service_id, payload)
-        await self._store.record(killed, changes=[RemoveService(tenant, service_id)])
-        return grace_s
+        durable = await self._store.keep(killed, changes=[RemoveService(tenant, service_id)])
+        return grace_s, durable
 
     async def _end(self, service: Service, grace_s: float) -> None:
         await service.end("killed", grace_s)
@@ -288,7 +294,14 @@ class Supervisor:
         """A fresh one each time, so that a service that is still ending never shares it with its successor."""
         self._work_dirs += 1
         path = self._work_root / f"{tenant}.{service_id}.{self._work_dirs}"[-200:]
-        path.mkdir(mode=0o700)
+        try:
+            path.mkdir(mode=0o700)
+        except OSError as error:
+            log.error("the work directory %s can't be made: %s", path, error.strerror)
+            raise StoreUnavailable(
+                f"no work directory could be made ({error.strerror}); free disk space, then try again",
+                retry_after_ms=1000,
+            ) from None
         return path
 
     def _remove_work_dir(self, path: Path) -> None:

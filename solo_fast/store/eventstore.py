@@ -7,6 +7,7 @@ read the store where they begin before it or have lagged behind it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,21 +16,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from solo_fast._ext.ring import Overrun, Ring
-from solo_fast.domain.errors import ShuttingDown
+from solo_fast.domain.errors import ShuttingDown, SoloError
 from solo_fast.domain.events import Event
-from solo_fast.store import database
+from solo_fast.store import chain, database
+from solo_fast.store.database import StoreError, StoreUnavailable
 from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
-from solo_fast.store.writer import GENESIS, Commit, Writer, Written, chained
+from solo_fast.store.retention import Retention
+from solo_fast.store.writer import Commit, Writer, Written
 
 PAGE = 500
 RECENT_EVENTS = 10
 RECENT_SUBJECTS = 10_000
 LOG_BYTES_TOTAL = 256 * 1024 * 1024
+CHECKED_AT_START = 1000
+"""Newest events whose chain is checked at each start."""
 
 _COLUMNS = "id, timestamp_ms, tenant, event_type, subject, payload, causation_id"
 
 T = TypeVar("T")
+
+log = logging.getLogger("solo.store")
 
 
 class EventStore:
@@ -37,13 +44,24 @@ class EventStore:
 
     Attributes:
         ring: committed events, newest last.
+        refusal: why nothing can be written now; None while writing works.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, ring_capacity: int, log_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        head: chain.Head,
+        ring_capacity: int,
+        log_bytes: int,
+        retention: Retention,
+    ) -> None:
         self.path = path
+        self.refusal: StoreUnavailable | None = None
         self._connection = connection
+        self._head = head
         self.lines = LineTable(connection, log_bytes, LOG_BYTES_TOTAL)
-        self._writer = Writer(connection, self.lines)
+        self._writer = Writer(connection, self.lines, head, retention)
         self.ring = Ring(ring_capacity, self._writer.last_id + 1)
         self.on_lines_written: Callable[[list[LogLine]], None] = lambda lines: None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="solo-read")
@@ -52,13 +70,30 @@ class EventStore:
         self._closed = False
 
     @classmethod
-    def open(cls, path: Path, *, ring_capacity: int = 65_536, log_bytes_per_service: int = 4 << 20) -> EventStore:
+    def open(
+        cls,
+        path: Path,
+        *,
+        ring_capacity: int = 65_536,
+        log_bytes_per_service: int = 4 << 20,
+        retention: Retention = Retention(),  # noqa: B008 - it is immutable
+    ) -> EventStore:
         """Open or make the database.
 
         Raises:
             StoreError: it can't be used; says why and what to do.
         """
-        return cls(path, database.connect(path), ring_capacity, log_bytes_per_service)
+        check_not_lost(path)
+        connection = database.connect(path)
+        try:
+            check_newest(connection, path)
+            head = chain.Head(chain.Head.of(path))
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError):
+                raise StoreError(f"{chain.Head.of(path)} can't be opened: {error.strerror}; check its owner") from None
+            raise
+        return cls(path, connection, head, ring_capacity, log_bytes_per_service, retention)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start writing; callbacks come in `loop`."""
@@ -78,15 +113,30 @@ class EventStore:
         Raises:
             StoreUnavailable: nothing of them was written, and no id was used.
         """
+        await self._commit(events, changes, lasting=False)
+
+    async def keep(self, *events: Event, changes: Sequence[Change] = ()) -> bool:
+        """Commit what has happened already, as `record` does; False when that must wait until there is room.
+
+        What is kept is written in order before anything that comes later, but is lost with the kernel's end until then.
+        """
+        return await self._commit(events, changes, lasting=True)
+
+    async def _commit(self, events: tuple[Event, ...], changes: Sequence[Change], *, lasting: bool) -> bool:
         if self._closed:
             raise ShuttingDown("the store is closed")
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._writer.put(Commit(events, done, changes))
-        await done
+        done: asyncio.Future[bool] = self._loop.create_future()
+        self._writer.put(Commit(events, done, changes, lasting))
+        return await done
 
     def record_soon(self, *events: Event, changes: Sequence[Change] = ()) -> None:
-        """Commit events and changes without waiting for it, in the order of all others."""
-        self._writer.put(Commit(events, None, changes))
+        """Commit events and changes without waiting for it, in the order of all others; kept while there is no room."""
+        self._writer.put(Commit(events, None, changes, lasting=True))
+
+    def check_writable(self) -> None:
+        """Before work that can't be undone: raise StoreUnavailable while nothing can be written."""
+        if self.refusal is not None:
+            raise _again(self.refusal)
 
     def write_line(self, line: LogLine) -> None:
         """Write a log line in the background."""
@@ -100,13 +150,18 @@ class EventStore:
                     self._remember(event)
             if written.commits:
                 self.ring.wake()
+                self.refusal = None
+        elif isinstance(written.error, StoreUnavailable):
+            self.refusal = written.error
         for commit in written.commits:
             if commit.done is None or commit.done.done():
                 continue
             if written.error is None:
-                commit.done.set_result(None)
+                commit.done.set_result(True)
+            elif commit.lasting:
+                commit.done.set_result(False)
             else:
-                commit.done.set_exception(written.error)
+                commit.done.set_exception(_again(written.error))
         if written.lines:
             self.on_lines_written(written.lines)
 
@@ -200,7 +255,7 @@ class EventStore:
 
     async def verify(self) -> int | None:
         """Walk the hash chain; the id at which it breaks, or None when it holds."""
-        return await self.read(_first_break)
+        return (await self.read(chain.verify)).broken_at or None
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -213,6 +268,7 @@ class EventStore:
         await self._loop.run_in_executor(self._reading, self._close_reader)
         self._reading.shutdown()
         self._connection.close()
+        self._head.close()
 
     def _close_reader(self) -> None:
         if self._reader is not None:
@@ -226,12 +282,47 @@ def _event(row: Sequence[Any]) -> Event:
     )
 
 
-def _first_break(connection: sqlite3.Connection) -> int | None:
-    previous, expected = GENESIS, 1
-    columns = "id, timestamp_ms, monotonic_ns, tenant, event_type, subject, CAST(payload AS BLOB), causation_id, hash"
-    for *row, stored in connection.execute(f"SELECT {columns} FROM events ORDER BY id"):  # noqa: S608
-        previous = chained(previous, tuple(row))
-        if row[0] != expected or previous != stored:
-            return expected
-        expected += 1
-    return None
+def _again(error: SoloError) -> SoloError:
+    """The same error for one caller more: each has a traceback of its own."""
+    return type(error)(error.message, details=error.details, retry_after_ms=error.retry_after_ms)
+
+
+def check_not_lost(path: Path) -> None:
+    """Raise StoreError where there is no database, and was one with events."""
+    newest = chain.Head.read(chain.Head.of(path))
+    if newest is not None and newest[0] and not (path.exists() and path.stat().st_size):
+        raise StoreError(
+            f"{path} is missing or empty, and held events up to {newest[0]}; bring it back, or restore a backup "
+            f"(`solo restore`); to start anew without them, remove {chain.Head.of(path)}"
+        )
+
+
+def check_newest(connection: sqlite3.Connection, path: Path) -> None:
+    """What can be afforded at each start: do the newest events hold together, and is all that was acknowledged there?
+
+    Raises:
+        StoreError: something is missing; names the files and what to do.
+    """
+    try:
+        last_id = connection.execute("SELECT max(id) FROM events").fetchone()[0] or 0
+        whole = chain.newest_holds(connection, CHECKED_AT_START)
+        newest = chain.Head.read(chain.Head.of(path))
+        found = newest and connection.execute("SELECT hash FROM events WHERE id = ?", (newest[0],)).fetchone()
+    except sqlite3.Error as error:
+        raise database.unusable(path, error) from None
+    if not whole:
+        log.error("%s: its newest events are not the ones that were written; `solo events verify` says where", path)
+    if newest is None:
+        return
+    head = chain.Head.of(path)
+    if newest[0] > last_id:
+        what = f"{path} ends at event {last_id}, and event {newest[0]} was acknowledged"
+        why = f"its write-ahead log ({path}-wal) was cut off or is missing, or the file is an older copy"
+    elif not found or found[0] == newest[1]:
+        return
+    else:
+        what, why = f"event {newest[0]} of {path} is not the one that was acknowledged", "the file is another one"
+    raise StoreError(
+        f"{what} ({head}): {why}. Bring the files back, or restore a backup (`solo restore`); to go on with what is "
+        f"there, remove {head}"
+    )

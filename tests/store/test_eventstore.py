@@ -206,7 +206,8 @@ def test_a_full_disk_costs_no_id_and_heals(tmp_path):
         store._connection.execute("PRAGMA max_page_count = 1000000")
         healed = event(2)
         await store.record(healed)
-        assert healed.id == last + 1
+        assert [one.event_type for one in await store.page("", last, 10)] == ["store_recovered"]
+        assert healed.id == last + 2
         assert await store.verify() is None
 
     run(tmp_path / "events.db", work)
@@ -215,7 +216,7 @@ def test_a_full_disk_costs_no_id_and_heals(tmp_path):
 def test_a_database_that_can_not_be_used_says_why(tmp_path):
     damaged = tmp_path / "damaged.db"
     damaged.write_bytes(b"this is no database " * 500)
-    with pytest.raises(StoreError, match=r"damaged\.db can't be used.*backup"):
+    with pytest.raises(StoreError, match=r"damaged\.db is damaged.*backup"):
         EventStore.open(damaged)
     newer = tmp_path / "newer.db"
     with sqlite3.connect(newer) as made:
