@@ -90,6 +90,9 @@ MIGRATIONS: tuple[str, ...] = (
 QUICK_CHECK_BYTES = 64 * 1024 * 1024
 """Up to this size a database's structure is checked at each start; it takes some 0.1 s then."""
 
+FULL_BYTES = 256 * 1024
+"""With less than this a disk is called full: SQLite's shared memory alone may ask for some of it."""
+
 _REFUSALS = frozenset({
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB,
@@ -172,11 +175,19 @@ def unusable(path: Path, error: sqlite3.Error) -> StoreError:
     if is_damage(error):
         return damaged(path, error)
     code = _primary_code(error)
-    if code == sqlite3.SQLITE_FULL:
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _disk_is_full(path)):
         return StoreError(f"{path} can't be written: {error}; free space on its disk")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
         return StoreError(f"{path} can't be written: {error}; check its disk, and owner and mode of file and folder")
     return StoreError(f"{path} can't be used: {error}; restore it from a backup (`solo restore`), or move it away")
+
+
+def _disk_is_full(path: Path) -> bool:
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < FULL_BYTES
 
 
 def schema_version(connection: sqlite3.Connection) -> int:
