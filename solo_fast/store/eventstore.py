@@ -29,6 +29,9 @@ PAGE = 500
 RECENT_EVENTS = 10
 RECENT_SUBJECTS = 10_000
 LOG_BYTES_TOTAL = 256 * 1024 * 1024
+HAND_OVER = 64
+"""Commits that are handed to the writer without waiting for the turn's end, so that both work at the same time."""
+
 CHECKED_AT_START = 1000
 """Newest events whose chain is checked at each start."""
 
@@ -68,6 +71,9 @@ class EventStore:
         self._reader: sqlite3.Connection | None = None
         self._recent: OrderedDict[tuple[str, str], deque[Event]] = OrderedDict()
         self._closed = False
+        self._commits: list[Commit] = []
+        self._lines: list[LogLine] = []
+        self._handing_over = False
 
     @classmethod
     def open(
@@ -113,25 +119,43 @@ class EventStore:
         Raises:
             StoreUnavailable: nothing of them was written, and no id was used.
         """
-        await self._commit(events, changes, lasting=False)
+        await self._commit(Commit(events, self._loop.create_future(), changes))
 
     async def keep(self, *events: Event, changes: Sequence[Change] = ()) -> bool:
         """Commit what has happened already, as `record` does; False when that must wait until there is room.
 
         What is kept is written in order before anything that comes later, but is lost with the kernel's end until then.
         """
-        return await self._commit(events, changes, lasting=True)
+        return await self._commit(Commit(events, self._loop.create_future(), changes, lasting=True))
 
-    async def _commit(self, events: tuple[Event, ...], changes: Sequence[Change], *, lasting: bool) -> bool:
+    def _commit(self, commit: Commit) -> asyncio.Future[bool]:
         if self._closed:
             raise ShuttingDown("the store is closed")
-        done: asyncio.Future[bool] = self._loop.create_future()
-        self._writer.put(Commit(events, done, changes, lasting))
-        return await done
+        assert commit.done is not None
+        self._put(commit)
+        return commit.done
+
+    def _put(self, commit: Commit) -> None:
+        """To the writer, together with what else this turn of the loop brings: each handing over has its price."""
+        self._commits.append(commit)
+        if len(self._commits) >= HAND_OVER:
+            self._hand_over()
+        elif not self._handing_over:
+            self._hand_over_soon()
+
+    def _hand_over_soon(self) -> None:
+        self._handing_over = True
+        self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._handing_over = False
+        if self._commits or self._lines:
+            self._writer.put(self._commits, self._lines)
+            self._commits, self._lines = [], []
 
     def record_soon(self, *events: Event, changes: Sequence[Change] = ()) -> None:
         """Commit events and changes without waiting for it, in the order of all others; kept while there is no room."""
-        self._writer.put(Commit(events, None, changes, lasting=True))
+        self._put(Commit(events, None, changes, lasting=True))
 
     def check_writable(self) -> None:
         """Before work that can't be undone: raise StoreUnavailable while nothing can be written."""
@@ -140,13 +164,16 @@ class EventStore:
 
     def write_line(self, line: LogLine) -> None:
         """Write a log line in the background."""
-        self._writer.put_line(line)
+        self._lines.append(line)
+        if not self._handing_over:
+            self._hand_over_soon()
 
     def _written(self, written: Written) -> None:
         if written.error is None:
+            append = self.ring.append
             for commit in written.commits:
                 for event in commit.events:
-                    self.ring.append(event, event.tenant, event.subject)
+                    append(event, event.tenant, event.subject)
                     self._remember(event)
             if written.commits:
                 self.ring.wake()
@@ -262,6 +289,7 @@ class EventStore:
     async def close(self) -> None:
         """Write what is left, and close everything."""
         self._closed = True
+        self._hand_over()
         self._writer.finish()
         await self._loop.run_in_executor(None, self._writer.join)
         await asyncio.sleep(0)  # lets the writer's last call reach those who wait for it
