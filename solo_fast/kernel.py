@@ -158,6 +158,7 @@ class Kernel:
         from solo_fast.runtime.supervisor import Supervisor
         from solo_fast.store.eventstore import EventStore
         from solo_fast.store.logbook import LogBook
+        from solo_fast.store.retention import DAY_MS, Retention
 
         self.config = config
         self.log = log
@@ -168,6 +169,7 @@ class Kernel:
             data_dir / config.get("database.events_db"),
             ring_capacity=config.get("limits.ring_events"),
             log_bytes_per_service=config.get("limits.log_store_bytes"),
+            retention=Retention(config.get("database.keep_events"), config.get("database.keep_days") * DAY_MS),
         )
         self.logs = LogBook(self.store)
         self.directory = Directory()

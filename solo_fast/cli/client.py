@@ -21,6 +21,7 @@ class Client:
     """A server's address, and the tenant to speak for.
 
     Attributes:
+        tenant: "" names none: for what the operator of the host asks.
         as_json: errors are printed as JSON.
     """
 
@@ -90,7 +91,7 @@ class Client:
     ) -> tuple[HTTPConnection, HTTPResponse]:
         from http.client import HTTPConnection, HTTPException
 
-        sent = {"x-tenant-id": self.tenant, **(headers or {})}
+        sent = {**({"x-tenant-id": self.tenant} if self.tenant else {}), **(headers or {})}
         if body is not None:
             body = body if isinstance(body, bytes) else json.dumps(body).encode()
             sent["content-type"] = "application/json"

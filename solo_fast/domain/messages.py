@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 PageLimit = Annotated[int, Meta(ge=1, le=1000, description="Entries a page.")]
 Metadata = dict[str, str]
+Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339, with its offset or Z.")]
 Format = Literal["python_source", "elixir_source", "external_binary"]
 
 Stream = Literal["stdout", "stderr", "log"]
@@ -236,15 +237,39 @@ class WatchRequest(Request, kw_only=True):
 
 
 class ListEventsRequest(Request, kw_only=True):
+    """`since_id`: events behind this id; 0: from the oldest that is kept. Times are inclusive."""
+
     since_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     limit: PageLimit = 100
     service_id: str = ""
     event_types: list[str] = field(default_factory=list)
+    since_time: Moment | None = None
+    until_time: Moment | None = None
 
 
 class ListEventsResponse(Response, kw_only=True):
+    """`next`: pass as `since_id` for the next page. `oldest_id`: of all events, the oldest that is not pruned."""
+
     events: list[EventView]
     next: int
+    oldest_id: int
+
+
+class VerifyRequest(Request, kw_only=True):
+    pass
+
+
+class VerifyResponse(Response, kw_only=True):
+    """`broken_at`: id of the first event that does not hold, 0 where all do. `head`: hash of the last one that does, in
+    hex; who writes it down can show later that the log was not rewritten."""
+
+    ok: bool
+    first_id: int
+    last_id: int
+    events: int
+    broken_at: int
+    message: str
+    head: str
 
 
 class LogsRequest(Request, kw_only=True):
@@ -335,6 +360,21 @@ class ShutdownRequest(Request, kw_only=True):
 class ShutdownResponse(Response, kw_only=True):
     status: Literal["shutting_down"] = "shutting_down"
     message: str
+
+
+class BackupRequest(Request, kw_only=True):
+    """`destination`: absolute path of a file on the kernel's host that is not there yet."""
+
+    destination: Annotated[str, Meta(min_length=1, max_length=4000)]
+
+
+class BackupResponse(Response, kw_only=True):
+    destination: str
+    size_bytes: int
+    events: int
+    first_id: int
+    last_id: int
+    timestamp: datetime = field(default_factory=now)
 
 
 class HealthRequest(Request, kw_only=True):

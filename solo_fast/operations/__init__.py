@@ -20,6 +20,7 @@ from solo_fast.domain.ids import check_id
 from solo_fast.operations import views
 from solo_fast.operations.caller import Caller
 from solo_fast.operations.deploys import filename_of, settings_of, source_of
+from solo_fast.operations.storage import StorageOperations
 from solo_fast.operations.streams import merge
 from solo_fast.runtime.service import Limits
 from solo_fast.runtime.supervisor import Supervisor
@@ -52,7 +53,7 @@ class KernelView(Protocol):
     def begin_shutdown(self, grace_s: float | None) -> None: ...
 
 
-class Operations:
+class Operations(StorageOperations):
     """The handlers. Each is `async (caller, request) -> response`; watch and logs are async iterators.
 
     A handler raises only errors of solo_fast.domain.errors. What changes state runs to its end once it has begun,
@@ -192,6 +193,7 @@ class Operations:
     # -- events and logs -----------------------------------------------------------------------------------------
 
     async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[m.EventView]:
+        self._store.check_kept(request.since_id)
         with self._watching(caller.tenant):
             events = _mapped(
                 views.event_view,
@@ -211,10 +213,19 @@ class Operations:
 
     async def events(self, caller: Caller, request: m.ListEventsRequest) -> m.ListEventsResponse:
         page = await self._store.page(
-            caller.tenant, request.since_id, request.limit, request.service_id, request.event_types
+            caller.tenant,
+            request.since_id,
+            request.limit,
+            request.service_id,
+            request.event_types,
+            since_ms=views.epoch_ms(request.since_time),
+            until_ms=views.epoch_ms(request.until_time),
         )
-        next_id = page[-1].id if page else request.since_id
-        return m.ListEventsResponse(events=[views.event_view(event) for event in page], next=next_id)
+        return m.ListEventsResponse(
+            events=[views.event_view(event) for event in page],
+            next=page[-1].id if page else request.since_id,
+            oldest_id=self._store.pruned_through + 1,
+        )
 
     async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[m.LogEntry]:
         if not request.follow:

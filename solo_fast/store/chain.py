@@ -100,7 +100,8 @@ def verify(
 
 
 def _walk(connection: sqlite3.Connection, newest: tuple[int, bytes] | None, cancelled: Callable[[], bool]) -> Report:
-    begin = checkpoint(connection)
+    known = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'pruned'").fetchone()
+    begin = checkpoint(connection) if known else Checkpoint()  # databases of early schemas know of no pruning
     last_id, previous, signed = begin.last_id, begin.hash, b""
     for *row, stored in connection.execute(f"SELECT {COLUMNS} FROM events ORDER BY id"):  # noqa: S608
         event_id, _, _, tenant, event_type, _, payload, _ = row

@@ -7,6 +7,7 @@ read the store where they begin before it or have lagged behind it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 from collections import OrderedDict, deque
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from solo_fast._ext.ring import Overrun, Ring
-from solo_fast.domain.errors import ShuttingDown, SoloError
+from solo_fast.domain.errors import InvalidRequest, ShuttingDown, SoloError
 from solo_fast.domain.events import Event
-from solo_fast.store import chain, database
+from solo_fast.store import chain, copies, database
 from solo_fast.store.database import StoreError, StoreUnavailable
 from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
-from solo_fast.store.retention import Retention
+from solo_fast.store.retention import Prune, Retention
 from solo_fast.store.writer import Commit, Writer, Written
 
 PAGE = 500
@@ -48,6 +49,7 @@ class EventStore:
     Attributes:
         ring: committed events, newest last.
         refusal: why nothing can be written now; None while writing works.
+        pruned_through: id of the last event that retention has pruned; 0: none.
     """
 
     def __init__(
@@ -69,6 +71,11 @@ class EventStore:
         self.on_lines_written: Callable[[list[LogLine]], None] = lambda lines: None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="solo-read")
         self._reader: sqlite3.Connection | None = None
+        self._aside = ThreadPoolExecutor(
+            1, thread_name_prefix="solo-aside"
+        )  # what takes long, on connections of its own
+        self._walk: asyncio.Future[chain.Report] | None = None
+        self.pruned_through = chain.checkpoint(connection).last_id
         self._recent: OrderedDict[tuple[str, str], deque[Event]] = OrderedDict()
         self._closed = False
         self._commits: list[Commit] = []
@@ -172,6 +179,9 @@ class EventStore:
         if written.error is None:
             append = self.ring.append
             for commit in written.commits:
+                for change in commit.changes:
+                    if isinstance(change, Prune):
+                        self.pruned_through = change.until.last_id
                 for event in commit.events:
                     append(event, event.tenant, event.subject)
                     self._remember(event)
@@ -211,9 +221,19 @@ class EventStore:
         return await self._loop.run_in_executor(self._reading, self._query, query)
 
     def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        if self._reader is None:
-            self._reader = database.connect_to_read(self.path)
-        return query(self._reader)
+        try:
+            if self._reader is None:
+                self._reader = database.connect_to_read(self.path)
+            return query(self._reader)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: sqlite3.Error) -> SoloError:
+        """What a caller is told; the log has the path and the remedy."""
+        log.error("%s", database.unusable(self.path, error).message)
+        if database.is_refusal(error) and not database.is_damage(error):
+            return StoreUnavailable(f"the event store can't be read ({error}); try again", retry_after_ms=1000)
+        return StoreError(f"the event store can't be read ({error}); the kernel's log says which file, and what to do")
 
     async def page(
         self,
@@ -223,8 +243,17 @@ class EventStore:
         subject: str = "",
         event_types: Sequence[str] = (),
         until_id: int | None = None,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
     ) -> list[Event]:
-        """Up to `limit` events of a tenant behind `since_id`, oldest first, that match every filter that is given."""
+        """Up to `limit` events of a tenant behind `since_id`, oldest first, that match every filter that is given.
+
+        Args:
+            since_ms, until_ms: epoch milliseconds, both inclusive.
+
+        Raises:
+            InvalidRequest: events behind `since_id` were pruned; 0 starts with the oldest that is there.
+        """
         conditions, values = ["tenant = ?", "id > ?"], [tenant, since_id]
         if subject:
             conditions.append("subject = ?")
@@ -232,12 +261,25 @@ class EventStore:
         if event_types:
             conditions.append(f"event_type IN ({', '.join('?' * len(event_types))})")
             values.extend(event_types)
-        if until_id is not None:
-            conditions.append("id <= ?")
-            values.append(until_id)
+        bounds = ("id <= ?", until_id), ("timestamp_ms >= ?", since_ms), ("timestamp_ms <= ?", until_ms)
+        for condition, bound in bounds:
+            if bound is not None:
+                conditions.append(condition)
+                values.append(bound)
         sql = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"  # noqa: S608
-        rows = await self.read(lambda connection: connection.execute(sql, (*values, limit)).fetchall())
-        return [_event(row) for row in rows]
+
+        def query(connection: sqlite3.Connection) -> list[Any]:
+            found = connection.execute(sql, (*values, limit)).fetchall()
+            if since_id:  # looked at last: what is pruned now may have been missing already
+                _check_kept(since_id, chain.checkpoint(connection).last_id)
+            return found
+
+        return [_event(row) for row in await self.read(query)]
+
+    def check_kept(self, since_id: int | None) -> None:
+        """Raise InvalidRequest where events behind `since_id` were pruned, and memory has them no more either."""
+        if since_id and since_id + 1 < self.ring.oldest_id:
+            _check_kept(since_id, self.pruned_through)
 
     async def recent(self, tenant: str, subject: str, limit: int = RECENT_EVENTS) -> list[Event]:
         """The newest events of one service, newest last."""
@@ -282,7 +324,25 @@ class EventStore:
 
     async def verify(self) -> int | None:
         """Walk the hash chain; the id at which it breaks, or None when it holds."""
-        return (await self.read(chain.verify)).broken_at or None
+        return (await self.report()).broken_at or None
+
+    async def report(self) -> chain.Report:
+        """Walk the hash chain. Those who ask while somebody's walk is under way share it."""
+        if self._walk is None or self._walk.done():
+            self._walk = self._loop.run_in_executor(self._aside, self._verify)
+        return await asyncio.shield(self._walk)
+
+    def _verify(self) -> chain.Report:
+        newest = chain.Head.read(chain.Head.of(self.path))
+        try:
+            with contextlib.closing(database.connect_to_read(self.path)) as connection:
+                return chain.verify(connection, newest, lambda: self._closed)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from None
+
+    async def backup(self, destination: Path) -> copies.Copy:
+        """Copy the database to a new file while it is in use; see `copies.backup`."""
+        return await self._loop.run_in_executor(self._aside, copies.backup, self.path, destination)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -295,6 +355,7 @@ class EventStore:
         await asyncio.sleep(0)  # lets the writer's last call reach those who wait for it
         await self._loop.run_in_executor(self._reading, self._close_reader)
         self._reading.shutdown()
+        await self._loop.run_in_executor(None, self._aside.shutdown)
         self._connection.close()
         self._head.close()
 
@@ -313,6 +374,16 @@ def _event(row: Sequence[Any]) -> Event:
 def _again(error: SoloError) -> SoloError:
     """The same error for one caller more: each has a traceback of its own."""
     return type(error)(error.message, details=error.details, retry_after_ms=error.retry_after_ms)
+
+
+def _check_kept(since_id: int, pruned_through: int) -> None:
+    if since_id < pruned_through:
+        oldest = pruned_through + 1
+        raise InvalidRequest(
+            f"events up to {pruned_through} were pruned, so what came behind {since_id} is not all there; start again "
+            f"with since_id 0, which is the oldest that is kept ({oldest})",
+            details={"oldest_id": oldest},
+        )
 
 
 def check_not_lost(path: Path) -> None:

@@ -7,19 +7,21 @@ kept (store/backlog.py) and tried again, in its order, before anything newer, un
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from solo_fast.domain.errors import InternalError, SoloError
 from solo_fast.domain.events import Event
 from solo_fast.store.backlog import Backlog, LostLines
 from solo_fast.store.chain import GENESIS, Head, chained, checkpoint
-from solo_fast.store.database import is_refusal, unavailable
+from solo_fast.store.database import connect, is_refusal, unavailable
 from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
 from solo_fast.store.retention import ROWS_MAX, Retention
@@ -39,8 +41,8 @@ _INSERT = {
     "VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
     for rows in (64, 8, 1)
 }
-"""Rows -> statement. Many rows a statement cost a third less than one each, and Python's lock is taken back once for all
-of them: the loop, which wants it too, would else make the writer wait for each."""
+"""Rows -> statement. Many rows a statement cost a third less than one each, and Python's lock is taken back once for
+all of them: the loop, which wants it too, would else make the writer wait for each."""
 
 
 @dataclass(slots=True)
@@ -335,3 +337,16 @@ class Writer(threading.Thread):
             self._prune_at = 0.0  # there is more to do
             return
         self._prune_at = time.monotonic() + HOUSEKEEPING_SECONDS
+
+
+def append(path: Path, *events: Event) -> None:
+    """Record events in a database that no kernel uses.
+
+    Raises:
+        StoreError: it can't be used. sqlite3.Error: it can't be written.
+    """
+    with contextlib.closing(connect(path)) as connection, contextlib.closing(Head(Head.of(path))) as head:
+        writer = Writer(connection, LineTable(connection, 1, 1), head, Retention())
+        error = writer._attempt([Commit(events)], None)
+    if error is not None:
+        raise error

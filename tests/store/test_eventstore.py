@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from solo_fast.store.eventstore import EventStore
 from tests.harness import ROOT, environment
 
 
-def run(path: Path, work: Callable[[EventStore], Awaitable[None]], **options: int) -> None:
+def run(path: Path, work: Callable[[EventStore], Awaitable[None]], **options: Any) -> None:
     """Open the store, do `work` with it, and close it."""
 
     async def main() -> None:
