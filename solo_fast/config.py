@@ -100,6 +100,8 @@ KEYS: tuple[Key, ...] = (
     Key("security.network_ceiling", "loopback", "the most that a deploy may ask for as its network",
         choices=("none", "loopback", "all"), live=True, per_tenant=True),
     Key("database.events_db", "events.db", "name of the event database within data_dir"),
+    Key("database.keep_events", 0, "events kept, of all tenants; the oldest are pruned behind a checkpoint; 0: all"),
+    Key("database.keep_days", 0, "days that events are kept; 0: for ever", most=36_500),
     Key("service.max_restarts", 5, "restarts of a crashing service within max_seconds before it is given up",
         most=1_000_000, live=True, per_tenant=True),
     Key("service.max_seconds", 60, "the window that max_restarts counts in, seconds", least=1, most=86_400, live=True,

@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 PageLimit = Annotated[int, Meta(ge=1, le=1000, description="Entries a page.")]
 Metadata = dict[str, str]
+Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339, with its offset or Z.")]
 Format = Literal["python_source", "elixir_source", "external_binary"]
 
 Network = Literal["none", "loopback", "all"]
@@ -163,11 +164,14 @@ class KillRequest(Request, kw_only=True):
 
 
 class KillResponse(Response, kw_only=True):
+    """`durable`: the kill is on disk; false while the store has no room, and then it is recorded later."""
+
     service_id: str
     status: Literal["terminating"] = "terminating"
     message: str
     grace_period_ms: int
     timestamp: datetime = field(default_factory=now)
+    durable: bool = True
 
 
 class CallRequest(Request, kw_only=True):
@@ -243,15 +247,39 @@ class WatchRequest(Request, kw_only=True):
 
 
 class ListEventsRequest(Request, kw_only=True):
+    """`since_id`: events behind this id; 0: from the oldest that is kept. Times are inclusive."""
+
     since_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     limit: PageLimit = 100
     service_id: str = ""
     event_types: list[str] = field(default_factory=list)
+    since_time: Moment | None = None
+    until_time: Moment | None = None
 
 
 class ListEventsResponse(Response, kw_only=True):
+    """`next`: pass as `since_id` for the next page. `oldest_id`: of all events, the oldest that is not pruned."""
+
     events: list[EventView]
     next: int
+    oldest_id: int
+
+
+class VerifyRequest(Request, kw_only=True):
+    pass
+
+
+class VerifyResponse(Response, kw_only=True):
+    """`broken_at`: id of the first event that does not hold, 0 where all do. `head`: hash of the last one that does, in
+    hex; who writes it down can show later that the log was not rewritten."""
+
+    ok: bool
+    first_id: int
+    last_id: int
+    events: int
+    broken_at: int
+    message: str
+    head: str
 
 
 class LogsRequest(Request, kw_only=True):
@@ -344,6 +372,21 @@ class ShutdownResponse(Response, kw_only=True):
     message: str
 
 
+class BackupRequest(Request, kw_only=True):
+    """`destination`: absolute path of a file on the kernel's host that is not there yet."""
+
+    destination: Annotated[str, Meta(min_length=1, max_length=4000)]
+
+
+class BackupResponse(Response, kw_only=True):
+    destination: str
+    size_bytes: int
+    events: int
+    first_id: int
+    last_id: int
+    timestamp: datetime = field(default_factory=now)
+
+
 class HealthRequest(Request, kw_only=True):
     pass
 
@@ -351,14 +394,16 @@ class HealthRequest(Request, kw_only=True):
 class HealthResponse(Response, kw_only=True):
     """`timestamp` and `uptime_ms` are milliseconds (epoch and since start); `memory_mb` is the kernel's RSS in MiB;
     `process_count` counts the kernel, its zygote and its children. The kernel is "starting" until the services of
-    the desired state are recovered."""
+    the desired state are recovered, and "degraded" while it is `read_only`: the store has no room, so what changes
+    something is refused, and reads and calls go on."""
 
-    status: Literal["healthy", "starting", "shutting_down"]
+    status: Literal["healthy", "starting", "degraded", "shutting_down"]
     version: str
     timestamp: int
     uptime_ms: int
     memory_mb: float
     process_count: int
+    read_only: bool = False
 
 
 class MetricsRequest(Request, kw_only=True):

@@ -136,9 +136,11 @@ class Supervisor:
 
         Raises:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
-            TenantOverloaded: the tenant has its limit of services.
+            TenantOverloaded: the tenant has its limit of services. StoreUnavailable: it could not be put on disk, and
+            nothing is left of it; a former one still serves.
         """
         self._check_open()
+        self._store.check_writable()  # before its code runs
         former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
@@ -196,7 +198,7 @@ class Supervisor:
         except DeployFailed as error:
             self._check_open()
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
-            await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
+            await self._store.keep(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
         finally:
             self._coming_up.discard(service)
@@ -228,8 +230,11 @@ class Supervisor:
         grace_s: float | None,
         force: bool,
         leaving: Callable[[Event], Sequence[Event]],
-    ) -> float:
-        """Forget the service and end its process in the background; the grace period that it gets, seconds.
+    ) -> tuple[float, bool]:
+        """Forget the service and end its process in the background.
+
+        Returns:
+            The grace period that it gets, seconds; and whether the kill is on disk, or waits for room there.
 
         Args:
             leaving: makes the events of what goes with the service; they share its transaction.
@@ -244,8 +249,8 @@ class Supervisor:
         self._in_background(self._end(service, grace_s))
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
         killed = Event.new(tenant, "service_killed", service_id, payload)
-        await self._store.record(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
-        return grace_s
+        durable = await self._store.keep(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
+        return grace_s, durable
 
     async def _end(self, service: Service, grace_s: float) -> None:
         await service.end("killed", grace_s)
