@@ -82,6 +82,8 @@ KEYS: tuple[Key, ...] = (
     Key("limits.metadata_length", 256, "characters of a metadata key or value", least=1, live=True),
     Key("security.auth", "open", "who a caller is: open trusts the x-tenant-id header, and is for loopback only",
         choices=("open", "token", "mtls")),
+    Key("security.code_check", "warn", "what the static check does to a deploy: off does not look, warn tells what it "
+        "found, deny refuses a source with errors", choices=("off", "warn", "deny"), live=True, per_tenant=True),
     Key("database.events_db", "events.db", "name of the event database within data_dir"),
     Key("service.max_restarts", 5, "restarts of a crashing service within max_seconds before it is given up",
         most=1_000_000, live=True, per_tenant=True),

@@ -20,6 +20,9 @@ Format = Literal["python_source", "elixir_source", "external_binary"]
 Stream = Literal["stdout", "stderr", "log"]
 """Where a log line came from: what the service printed, or what it logged through `self.solo`."""
 
+CodeCheck = Literal["off", "warn", "deny"]
+"""What the static check of a source does to its deploy; see security.code_check."""
+
 NO_ARGUMENTS = Raw(b"")
 
 
@@ -36,12 +39,20 @@ class Response(Struct, kw_only=True, omit_defaults=False):
 
 
 class Diagnostic(Response, kw_only=True):
-    """Where source is wrong. `line` and `column` count from 1; 0 where the place is unknown."""
+    """Where source is wrong. `line` and `column` count from 1; 0 where the place is unknown. `rule`: that of the static
+    check, where it refused the source."""
 
     line: int = 0
     column: int = 0
     message: str
     text: str = ""
+    rule: str = ""
+
+
+class Finding(Diagnostic, kw_only=True):
+    """What the static check found. error: no service has business with it; warning: it likely fails or hurts."""
+
+    severity: Literal["info", "warning", "error"]
 
 
 # -- services ----------------------------------------------------------------------------------------------------
@@ -74,6 +85,8 @@ class DeployResponse(Response, kw_only=True):
     message: str
     timestamp: datetime = field(default_factory=now)
     version: int
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
 
 
 class StatusRequest(Request, kw_only=True):
@@ -210,6 +223,9 @@ class CheckResponse(Response, kw_only=True):
     has_main: bool = False
     concurrent: bool = False
     is_async: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
+    code_check: CodeCheck = "warn"
 
 
 # -- events and logs ---------------------------------------------------------------------------------------------

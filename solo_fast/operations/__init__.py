@@ -88,12 +88,15 @@ class Operations:
             metadata=request.metadata,
             replace=request.replace,
             services_max=config.get("limits.services_per_tenant"),
+            code_check=config.get("security.code_check"),
         )
         service = await self._to_the_end(work)
         return m.DeployResponse(
             service_id=request.service_id,
             message=f"{request.service_id} is running (version {service.spec.version})",
             version=service.spec.version,
+            findings=service.examination.findings if service.examination is not None else [],
+            findings_total=service.examination.total if service.examination is not None else 0,
         )
 
     def _source_of(self, request: m.DeployRequest | m.CheckRequest) -> bytes:
@@ -175,6 +178,7 @@ class Operations:
 
     async def check(self, caller: Caller, request: m.CheckRequest) -> m.CheckResponse:
         report = await self._supervisor.check(_filename(request.filename or "service.py"), self._source_of(request))
+        report["code_check"] = self.config.for_tenant(caller.tenant).get("security.code_check")
         return msgspec.convert(report, m.CheckResponse)
 
     # -- events and logs -----------------------------------------------------------------------------------------

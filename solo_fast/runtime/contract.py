@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from solo_fast.runtime.analysis import analyse
 from solo_fast.service import LIFECYCLE, Service
 
 MODULE_NAME = "solo_service"
@@ -241,6 +242,14 @@ def nothing_callable(source_name: str) -> ContractError:
     return ContractError(message, [diagnostic(message)])
 
 
+def denied(examination: dict[str, Any]) -> ContractError:
+    """What the policy `deny` says of a source whose examination found errors."""
+    errors = [finding for finding in examination["findings"] if finding["severity"] == "error"]
+    return ContractError(
+        f"the static check found {examination['errors']} errors, and security.code_check is deny", errors
+    )
+
+
 # -- the report of `check`, from the syntax tree alone ---------------------------------------------------------------
 
 _KINDS = {
@@ -318,6 +327,16 @@ def _sets_concurrent(node: ast.ClassDef) -> bool:
 
 def report(source: str, filename: str) -> dict[str, Any]:
     """What `check` answers: compile, and read the methods off the syntax tree. Runs nothing of the user's."""
+    examined = analyse(source)
+    findings = {"findings": examined["findings"], "findings_total": examined["total"]}
+    try:
+        return {**_described(source, filename), **findings}
+    except RecursionError:  # a default or annotation that is nested too deeply to be written out
+        message = "RecursionError: the source is nested too deeply"
+        return {"ok": False, "diagnostics": [diagnostic(message)], **findings}
+
+
+def _described(source: str, filename: str) -> dict[str, Any]:
     empty = {"kind": "", "class_name": "", "methods": [], "has_main": False, "concurrent": False, "is_async": False}
     try:
         compile_source(source, filename)
