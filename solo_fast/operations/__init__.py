@@ -175,15 +175,11 @@ class Operations:
         return m.CastResponse(service_id=request.service_id)
 
     async def check(self, caller: Caller, request: m.CheckRequest) -> m.CheckResponse:
-<<<<<<< HEAD
-        report = await self._supervisor.check(_filename(request.filename or "service.py"), self._source_of(request))
-        report["code_check"] = self.config.for_tenant(caller.tenant).get("security.code_check")
-=======
         if request.format == "external_binary":
             raise InvalidRequest("there is nothing to check in an external binary; check is for python_source")
         text = source_of(request, self.config.get("limits.max_source_bytes"))
         report = await self._supervisor.check(filename_of(request.filename or "service.py"), text)
->>>>>>> main
+        report["code_check"] = self.config.for_tenant(caller.tenant).get("security.code_check")
         return msgspec.convert(report, m.CheckResponse)
 
     # -- events and logs -----------------------------------------------------------------------------------------

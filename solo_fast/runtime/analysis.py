@@ -103,6 +103,7 @@ class _Scope:
 
 _Entry = tuple[ast.AST, _Scope, int]
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_LEAVES = frozenset((ast.Load, ast.Constant, *ast.operator.__subclasses__(), *ast.unaryop.__subclasses__()))
 _RUN_LATER = (*_FUNCTIONS, ast.ClassDef)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -161,8 +162,14 @@ class _Check:
             opens = _OPENS.get(type(node))
             if opens is not None:
                 stack.extend(opens(self, node, scope, flags))
-            else:
-                stack.extend((child, scope, flags) for child in ast.iter_child_nodes(node))
+                continue
+            for field in node._fields:
+                value = getattr(node, field, None)
+                if isinstance(value, ast.AST):
+                    if type(value) not in _LEAVES:
+                        stack.append((value, scope, flags))
+                elif isinstance(value, list):
+                    stack += [(child, scope, flags) for child in value if isinstance(child, ast.AST)]
         return looked_at
 
     def _function(self, node: Any, scope: _Scope, flags: int) -> Iterator[_Entry]:

@@ -1,7 +1,8 @@
 """The service process, from the fork to its receive loop.
 
 A blank child is set up here before it knows what it will run: its own session, its own stdio, a clean environment,
-nothing inherited but its link and its lifeline. Then it waits for a LOAD (or CHECK) frame and becomes the service.
+nothing inherited but its link and its lifeline. Then it waits for a LOAD frame and becomes the service,
+or for CHECK and EXAMINE frames, and answers them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import orjson
 
 from solo_fast._ext import blank
 from solo_fast.runtime import contract, program
+from solo_fast.runtime.analysis import analyse
 from solo_fast.runtime.frames import Kind, frame, load_body, message_body, split_load
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
@@ -44,7 +46,7 @@ def become_blank(
 
 @dataclass(slots=True)
 class Order:
-    """What a LOAD or CHECK frame asks for."""
+    """What a LOAD, CHECK or EXAMINE frame asks for."""
 
     tenant: str
     service_id: str
@@ -62,9 +64,10 @@ def _serve(sock: socket.socket, *, ordered: bool) -> None:
         rehearse()
     link.speak_for_this_process_only()
     kind, order = _next_order(link)
-    if kind == Kind.CHECK:
-        link.send(Kind.REPORT, 0, encode(contract.report(order.source, order.filename)))
-        leave(0)
+    while kind in (Kind.CHECK, Kind.EXAMINE):
+        report = contract.report(order.source, order.filename) if kind == Kind.CHECK else analyse(order.source)
+        link.send(Kind.REPORT, 0, encode(report))
+        kind, order = _next_order(link)
     _enter(order)
     if order.program is not None:
         _become_program(order, link, order.program)

@@ -242,14 +242,6 @@ def nothing_callable(source_name: str) -> ContractError:
     return ContractError(message, [diagnostic(message)])
 
 
-def denied(examination: dict[str, Any]) -> ContractError:
-    """What the policy `deny` says of a source whose examination found errors."""
-    errors = [finding for finding in examination["findings"] if finding["severity"] == "error"]
-    return ContractError(
-        f"the static check found {examination['errors']} errors, and security.code_check is deny", errors
-    )
-
-
 # -- the report of `check`, from the syntax tree alone ---------------------------------------------------------------
 
 _KINDS = {

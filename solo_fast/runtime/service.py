@@ -17,6 +17,7 @@ from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, So
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.external import Program
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
@@ -90,6 +91,7 @@ class Service(Owner):
         restarts: how often its process was replaced after a crash.
         requests_pending: what it has asked of the kernel and is not answered yet.
         replacing: its successor is coming up.
+        examination: what the static check of its source found.
     """
 
     def __init__(self, spec: Spec, house: House) -> None:
@@ -101,6 +103,7 @@ class Service(Owner):
         self.described: Description | None = None
         self.requests_pending = 0
         self.replacing = False
+        self.examination: Examination = CLEAN
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self._process: Process | None = None

@@ -16,9 +16,10 @@ from solo_fast._ext.registry import Services
 from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, ShuttingDown, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
-from solo_fast.domain.messages import Format, Stream
+from solo_fast.domain.messages import CodeCheck, Format, Stream
+from solo_fast.runtime.checkers import Checkers
 from solo_fast.runtime.pool import WarmPool
-from solo_fast.runtime.process import LinkLimits, Process, Source
+from solo_fast.runtime.process import LinkLimits, Process
 from solo_fast.runtime.service import Limits, Service, Spec
 from solo_fast.runtime.zygote_client import ZygoteClient
 from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version
@@ -26,7 +27,6 @@ from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
 CODE_BYTES_MAX = 32 * 1024 * 1024  # compiled code kept for restarts, all tenants
-CHECK_SECONDS = 5.0
 
 RequestHandler = Callable[[Service, Process, int, bytes], Coroutine[Any, Any, None]]
 
@@ -86,6 +86,7 @@ class Supervisor:
         self._pool = WarmPool(zygote, link_limits, warm_pool)
         self._work_root = work_root
         self._handle_request = handle_request
+        self._checkers = Checkers(self._pool)
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
@@ -97,6 +98,7 @@ class Supervisor:
         shutil.rmtree(self._work_root, ignore_errors=True)  # of a kernel that was killed
         self._work_root.mkdir(mode=0o700)
         self._pool.refill()
+        self._checkers.begin()
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
 
@@ -112,6 +114,7 @@ class Supervisor:
         settings: Settings,
         replace: bool,
         services_max: int,
+        code_check: CodeCheck = "off",
     ) -> Service:
         """Bring a new service up and make it the one that `service_id` names.
 
@@ -119,6 +122,7 @@ class Supervisor:
 
         Args:
             limits: resolved; `settings` holds what was asked for.
+            code_check: what findings of the static check do.
 
         Raises:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
@@ -145,7 +149,7 @@ class Supervisor:
         else:
             self.services.put(tenant, service_id, service)
         try:
-            await self._come_up(service, former)
+            await self._come_up(service, former, code_check)
         except BaseException:
             if former is None:
                 self.services.remove(tenant, service_id)
@@ -171,10 +175,10 @@ class Supervisor:
             await service.end("killed", 0)
             raise NotFound(f"{spec.service_id} was killed while it was being replaced")
 
-    async def _come_up(self, service: Service, former: Service | None) -> None:
+    async def _come_up(self, service: Service, former: Service | None, code_check: CodeCheck) -> None:
         spec, replaced = service.spec, former is not None
         try:
-            described = await service.start()
+            described = await self._checkers.start(service, code_check)
         except DeployFailed as error:
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
             await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
@@ -185,6 +189,7 @@ class Supervisor:
             "methods": sorted(described.methods)[:100],
             "source_sha256": hashlib.sha256(spec.text).hexdigest(),
             "replaced": replaced,
+            **service.examination.for_event(),
         }
         cause = Event.new(spec.tenant, "service_deployed", spec.service_id, deployed)
         started = Event.new(spec.tenant, "service_started", spec.service_id, {"pid": service.pid}, cause)
@@ -253,13 +258,8 @@ class Supervisor:
         self._versions_before[row.tenant, row.service_id] = row.version.number
 
     async def check(self, filename: str, text: bytes) -> dict[str, Any]:
-        """Compile source and report its methods in a process of its own, which runs nothing of it."""
-        process = await self._pool.take()
-        source = Source("", "", filename, text, "/")
-        try:
-            return await process.check(source, CHECK_SECONDS)
-        finally:
-            self._pool.refill()
+        """Compile source and report its methods and findings, in a process that runs nothing of it."""
+        return await self._checkers.report(filename, text)
 
     # -- the house of its services -------------------------------------------------------------------------------
 
@@ -329,6 +329,7 @@ class Supervisor:
         await asyncio.gather(*ends)
         for request in list(self._requests):
             request.cancel()
+        await self._checkers.close()
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
