@@ -20,6 +20,9 @@ Format = Literal["python_source", "elixir_source", "external_binary"]
 Stream = Literal["stdout", "stderr", "log"]
 """Where a log line came from: what the service printed, or what it logged through `self.solo`."""
 
+Circuit = Literal["off", "closed", "open", "half_open"]
+"""State of a service's circuit breaker: open refuses calls, half-open lets a few through to see."""
+
 CodeCheck = Literal["off", "warn", "deny"]
 """What the static check of a source does to its deploy; see security.code_check."""
 
@@ -67,6 +70,9 @@ class ServiceLimits(Request, kw_only=True):
     shutdown_timeout_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
     mailbox_limit: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    breaker_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    breaker_open_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
+    breaker_successes: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
 class DeployRequest(Request, kw_only=True):
@@ -141,6 +147,7 @@ class StatusResponse(ServiceEntry, kw_only=True):
     version: int
     recent_events: list[EventView]
     labels: Metadata
+    circuit: Circuit
 
 
 class ListRequest(Request, kw_only=True):
@@ -390,6 +397,7 @@ class MetricsResponse(HealthResponse, kw_only=True):
     in_flight: int
     shed: int
     shed_by: list[ShedCount] = field(default_factory=list)
+    breakers_open: int = 0
 
 
 class ErrorBody(Response, kw_only=True):

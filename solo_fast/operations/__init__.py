@@ -335,10 +335,10 @@ async def _mapped(view: Callable[[Any], T], items: AsyncIterator[Any]) -> AsyncI
 
 
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
-    """The deploy's own limits over the tenant's, which are over the kernel's."""
+    """The deploy's own limits over the tenant's, which are over the kernel's. A deploy may not set all of them."""
 
     def pick(name: str) -> int:
-        own = getattr(asked, name)
+        own = getattr(asked, name, None)
         value: int = config.get(f"service.{name}") if own is None else own
         return value
 

@@ -74,6 +74,7 @@ def status(service: Service, recent: Iterable[Event]) -> m.StatusResponse:
         version=service.spec.version.number,
         recent_events=[event_view(event) for event in recent],
         labels=service.spec.metadata,
+        circuit=service.breaker.state,
     )
 
 

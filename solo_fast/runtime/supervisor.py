@@ -244,6 +244,10 @@ class Supervisor:
             raise NotFound(f"there is no service {service_id!r} of tenant {tenant!r}; `list` shows what there is")
         return service
 
+    def breakers_open(self) -> int:
+        """Services whose circuit is open or half open."""
+        return sum(service.breaker.state in ("open", "half_open") for service in self.services.all())
+
     # -- recovery ------------------------------------------------------------------------------------------------
 
     def expect(self, row: ServiceRow, limits: Limits) -> Service:
