@@ -1,8 +1,9 @@
 """Processes that look at source without running it: the static check of every deploy, and `check`.
 
 The kernel's loop never parses what somebody sent, and neither does the service's own process, whose private memory the
-syntax tree would double. A checker is a blank child, as sandboxed as they are, that takes one source after the other.
-One is kept and warm; more come and go as sources come at once, so that nobody's long source keeps another waiting.
+syntax tree would add to. A checker is a blank child, as sandboxed as they are. One is kept and warm, and short sources
+take turns in it: that is quicker than a fork for each. A long source gets a checker of its own, and so does one that
+comes when many wait, so that nobody keeps the others waiting.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from solo_fast.runtime.process import Description, Process, Source
 from solo_fast.runtime.service import Spec
 
 CHECK_SECONDS = 5.0
-SOURCES_MAX = 1000  # that one checker takes
-LARGE_BYTES = 65_536  # of a source whose memory is given back by ending the checker
+TURN_SECONDS = 1.0  # for a source in the shared checker; one that takes longer is tried again in one of its own
+TURN_BYTES = 16_384  # of a source that may take a turn: some ten milliseconds
+WAITING_MAX = 8  # for a turn
+TURNS_MAX = 1000  # of one checker
 EXAMINATIONS_MAX = 2000  # that are remembered
 WARM_UP = (b"import os\n\n\nclass A:\n    def f(self, a=1):\n        return [os.path.join(b) for b in a]\n", 16)
 
 log = logging.getLogger("solo.checkers")
+
+_Key = tuple[str, bytes]  # tenant, hash of the source
 
 
 class Startable(Protocol):
@@ -41,40 +46,33 @@ class Startable(Protocol):
     async def start(self) -> Description: ...
 
 
-class _Checker:
-    __slots__ = ("process", "sources")
-
-    def __init__(self, process: Process) -> None:
-        self.process = process
-        self.sources = 0
-
-    @property
-    def usable(self) -> bool:
-        return self.process.alive and not self.process.exited.done() and self.sources < SOURCES_MAX
-
-
 class Checkers:
     """Hands sources to checkers, and remembers what they found, by tenant and source."""
 
     def __init__(self, pool: WarmPool) -> None:
         self._pool = pool
-        self._idle: _Checker | None = None
+        self._shared: Process | None = None
+        self._turns = 0
+        self._turn = asyncio.Lock()
+        self._waiting = 0
         self._stocking: asyncio.Task[None] | None = None
-        self._known: OrderedDict[tuple[str, bytes], Examination] = OrderedDict()
+        self._known: OrderedDict[_Key, Examination] = OrderedDict()
+        self._examining: dict[_Key, asyncio.Task[Examination]] = {}
         self._closing = False
 
+    # -- the shared checker, and those that serve once ---------------------------------------------------------------
+
     def begin(self) -> None:
-        """Have a warm checker ready soon."""
-        if self._idle is None and self._stocking is None and not self._closing:
+        """Have the shared checker ready soon, and warm."""
+        if self._shared is None and self._stocking is None and not self._closing:
             self._stocking = asyncio.get_running_loop().create_task(self._stock())
 
     async def _stock(self) -> None:
         text, times = WARM_UP
         try:
-            checker = _Checker(await self._take())
-            for _ in range(times):
-                await checker.process.check(Source("", "", "warm.py", text, "/"), CHECK_SECONDS, Kind.EXAMINE)
-            self._give_back(checker, 0)
+            async with self._turn:
+                for _ in range(times):
+                    await self._in_shared(Kind.EXAMINE, "warm.py", text)
         except (InternalError, DeployFailed) as error:
             log.warning("no checker is kept ready: %s", error)
         finally:
@@ -85,26 +83,42 @@ class Checkers:
         self._pool.refill()
         return process
 
-    def _give_back(self, checker: _Checker, source_bytes: int) -> None:
-        if self._idle is None and checker.usable and source_bytes <= LARGE_BYTES and not self._closing:
-            self._idle = checker
-        else:
-            checker.process.kill()
+    async def _in_shared(self, kind: int, filename: str, text: bytes) -> dict[str, Any]:
+        """Ask the shared checker; whoever does has the turn. What goes wrong there ends it."""
+        checker = self._shared
+        if checker is None or not checker.alive or checker.exited.done() or self._turns >= TURNS_MAX:
+            if checker is not None:
+                checker.kill()
+            self._shared, self._turns = None, 0
+            self._shared = checker = await self._take()
+        self._turns += 1
+        try:
+            return await checker.check(Source("", "", filename, text, "/"), TURN_SECONDS, kind)
+        except BaseException:
+            checker.kill()
+            self._shared = None
+            raise
+
+    async def _in_own(self, kind: int, filename: str, text: bytes) -> dict[str, Any]:
+        checker = await self._take()
+        try:
+            return await checker.check(Source("", "", filename, text, "/"), CHECK_SECONDS, kind)
+        finally:
+            checker.kill()
 
     async def _ask(self, kind: int, filename: str, text: bytes) -> dict[str, Any]:
-        checker, self._idle = self._idle, None
-        if checker is None or not checker.usable:
-            checker = _Checker(await self._take())
-        checker.sources += 1
-        try:
-            answer = await checker.process.check(Source("", "", filename, text, "/"), CHECK_SECONDS, kind)
-            self._give_back(checker, len(text))
-            return answer
-        except BaseException:
-            checker.process.kill()
-            raise
-        finally:
-            self.begin()
+        if len(text) <= TURN_BYTES and self._waiting < WAITING_MAX:
+            self._waiting += 1
+            try:
+                async with self._turn:
+                    return await self._in_shared(kind, filename, text)
+            except DeployFailed:  # it took too long, or took the checker down: whose source that was, shows alone
+                self.begin()
+            finally:
+                self._waiting -= 1
+        return await self._in_own(kind, filename, text)
+
+    # -- what is asked -----------------------------------------------------------------------------------------------
 
     async def report(self, filename: str, text: bytes) -> dict[str, Any]:
         """What `check` answers: whether the source compiles, its methods and its findings.
@@ -121,9 +135,17 @@ class Checkers:
         if known is not None:
             self._known.move_to_end(key)
             return known
+        task = self._examining.get(key)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._examine(key, text))
+            self._examining[key] = task
+            task.add_done_callback(lambda _: self._examining.pop(key))
+        return await asyncio.shield(task)  # somebody else may wait for the same
+
+    async def _examine(self, key: _Key, text: bytes) -> Examination:
         try:
             answer = await self._ask(Kind.EXAMINE, "", text)
-            found = CLEAN if not answer["total"] else msgspec.convert(answer, Examination)
+            found = msgspec.convert(answer, Examination) if answer["total"] else CLEAN
         except InternalError as error:  # no process for it: the next deploy may have more luck
             return unchecked(error.message)
         except (DeployFailed, msgspec.ValidationError, KeyError, TypeError) as error:
@@ -157,14 +179,16 @@ class Checkers:
                 error.details.update(findings=msgspec.to_builtins(found.findings), findings_total=found.total)
             raise
         finally:
-            checking.cancel()  # still at it only where the deploy itself was cancelled or found no process
+            checking.cancel()  # nobody waits for it any more
 
     async def close(self) -> None:
-        """End the checkers that are idle; those at work end with whoever waits for them."""
+        """End what is under way, and the shared checker."""
         self._closing = True
-        if self._stocking is not None:
-            self._stocking.cancel()
-            await asyncio.wait([self._stocking])
-        if self._idle is not None:
-            self._idle.process.kill()
-            await asyncio.wait([self._idle.process.exited])
+        tasks = [*self._examining.values(), *([self._stocking] if self._stocking is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._shared is not None:
+            self._shared.kill()
+            await asyncio.wait([self._shared.exited])

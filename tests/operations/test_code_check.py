@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import threading
 
 import grpc
 import pytest
 
 from solo_fast.gateway.wire import solo_pb2, solo_pb2_grpc
-from tests.harness import Server, command, environment, eventually
+from tests.harness import Server, command, descendants, environment, eventually
+from tests.operations.test_supervision import zygote_of
 
 RISKY = """
 import os
@@ -179,15 +183,30 @@ def test_the_command_line_shows_findings(policies):
     assert "line 6, column 12: os.system" in done.stderr
 
 
-def test_a_checker_that_dies_is_replaced(own_server):
-    """Whatever ends it: the deploy it was working for gets a finding or another checker, and later ones are checked."""
+def test_checkers_that_die_are_replaced(own_server):
     own_server.deploy("before", RISKY)
-    assert own_server.request("POST", "/check", {"code": RISKY})[1]["findings_total"] == 2
 
-    def checked(number: int) -> bool:
-        return own_server.deploy(f"n{number}", f"{RISKY}\n# {number}\n")["findings_total"] == 2
+    def deployed(number: int, extra: str = "") -> int:
+        body = {"service_id": f"n{number}", "code": f"{RISKY}\n# {number}\n{extra}", "replace": True}
+        return own_server.request("POST", "/services", body)[1].get("findings_total", 0)
 
-    for number in range(5):
-        assert checked(number)
-        own_server.deploy(f"large{number}", f"{RISKY}\n# {number}\n" + "#" * 70_000)  # its checker is ended after it
-    eventually(lambda: checked(100), "a checker is there")
+    for number in range(3):
+        for pid in descendants(own_server.pid) - {zygote_of(own_server)}:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda n=number: deployed(n) == 2, "what is deployed is checked again")
+    assert deployed(10, "#" * 20_000) == 2  # too long for a turn in the shared one
+
+
+def test_many_at_once_are_all_checked(own_server):
+    found = []
+
+    def deploy(number: int) -> None:
+        code = f"{RISKY}\n# {number // 2}\n" + ("#" * 20_000 if number % 5 == 0 else "")
+        found.append(own_server.deploy(f"many-{number}", code)["findings_total"])
+
+    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [2] * 30
