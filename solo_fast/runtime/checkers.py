@@ -146,10 +146,8 @@ class Checkers:
         try:
             answer = await self._ask(Kind.EXAMINE, "", text)
             found = msgspec.convert(answer, Examination) if answer["total"] else CLEAN
-        except InternalError as error:  # no process for it: the next deploy may have more luck
-            return unchecked(error.message)
-        except (DeployFailed, msgspec.ValidationError, KeyError, TypeError) as error:
-            found = unchecked(str(error))
+        except (InternalError, DeployFailed, msgspec.ValidationError, KeyError, TypeError) as error:
+            return unchecked(str(error))  # not remembered: the next try may have more luck
         self._known[key] = found
         if len(self._known) > EXAMINATIONS_MAX:
             self._known.popitem(last=False)
