@@ -147,7 +147,7 @@ class StatusResponse(ServiceEntry, kw_only=True):
     version: int
     recent_events: list[EventView]
     labels: Metadata
-    circuit: Circuit
+    circuit: Circuit = "closed"
 
 
 class ListRequest(Request, kw_only=True):
