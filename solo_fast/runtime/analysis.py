@@ -19,9 +19,6 @@ from solo_fast.runtime.rules import Rule
 FINDINGS_MAX = 50
 """Findings that a result carries; the most severe ones where there are more."""
 
-SOURCE_MAX = 512 * 1024
-"""Characters of a source that is checked: a tree takes thirty times as many bytes, and the time of two compilations."""
-
 TEXT_MAX = 200
 CHAIN_MAX = 32  # parts of a dotted name, and steps through assignments, that are followed
 
@@ -56,7 +53,7 @@ def analyse(source: str) -> dict[str, Any]:
 
 
 def _findings(source: str) -> list[Finding]:
-    if len(source) > SOURCE_MAX:
+    if len(source) > rules.SOURCE_MAX:
         return [_of_all(rules.TOO_LONG)]
     try:
         return _Check(source, ast.parse(source)).findings()

@@ -44,6 +44,7 @@ class Startable(Protocol):
     examination: Examination
 
     async def start(self) -> Description: ...
+    async def end(self, reason: str, grace_s: float) -> None: ...
 
 
 class Checkers:
@@ -169,7 +170,11 @@ class Checkers:
             if policy == "deny" and (await checking).errors:
                 raise checking.result().refusal()
             described = await service.start()
-            service.examination = await checking
+            try:
+                service.examination = await checking
+            except BaseException:  # the kernel is closing: nobody will hold what has come up
+                await service.end("killed", 0)
+                raise
             return described
         except DeployFailed as error:
             found = await checking

@@ -323,7 +323,7 @@ def report(source: str, filename: str) -> dict[str, Any]:
     findings = {"findings": examined["findings"], "findings_total": examined["total"]}
     try:
         return {**_described(source, filename), **findings}
-    except RecursionError:  # a default or annotation that is nested too deeply to be written out
+    except (RecursionError, MemoryError):  # a default or annotation that is nested too deeply to be written out
         message = "RecursionError: the source is nested too deeply"
         return {"ok": False, "diagnostics": [diagnostic(message)], **findings}
 

@@ -183,4 +183,5 @@ PRIVATE = Rule("private_import", "warning", "is Solo's own: a service imports so
 # -- what is not checked: errors, so that no source evades the policy `deny` by its size or shape -------
 
 TOO_DEEP = Rule("too_deep", "error", "is nested too deeply to be checked")
-TOO_LONG = Rule("too_long", "error", "is too long to be checked, with more than 524,288 characters")
+SOURCE_MAX = 512 * 1024  # characters: a tree takes thirty times as many bytes, and the time of two compilations
+TOO_LONG = Rule("too_long", "error", f"has more than {SOURCE_MAX:,} characters, too many to be checked")
