@@ -440,6 +440,7 @@ class Kernel:
             calls=self.operations.calls,
             in_flight=self.shedder.in_flight,
             shed=shed["shed"],
+            breakers_open=self.supervisor.breakers_open(),
             shed_by=[
                 ShedCount(tenant=tenant, admission=Admission(admission).name.lower(), reason=reason, count=count)
                 for (tenant, admission, reason), count in shed["shed_by"].items()

@@ -24,6 +24,12 @@ Network = Literal["none", "loopback", "all"]
 Stream = Literal["stdout", "stderr", "log"]
 """Where a log line came from: what the service printed, or what it logged through `self.solo`."""
 
+Circuit = Literal["off", "closed", "open", "half_open"]
+"""State of a service's circuit breaker: open refuses calls, half-open lets a few through to see."""
+
+CodeCheck = Literal["off", "warn", "deny"]
+"""What the static check of a source does to its deploy; see security.code_check."""
+
 NO_ARGUMENTS = Raw(b"")
 
 
@@ -40,12 +46,20 @@ class Response(Struct, kw_only=True, omit_defaults=False):
 
 
 class Diagnostic(Response, kw_only=True):
-    """Where source is wrong. `line` and `column` count from 1; 0 where the place is unknown."""
+    """Where source is wrong. `line` and `column` count from 1; 0 where the place is unknown. `rule`: that of the static
+    check, where it refused the source."""
 
     line: int = 0
     column: int = 0
     message: str
     text: str = ""
+    rule: str = ""
+
+
+class Finding(Diagnostic, kw_only=True):
+    """What the static check found. error: no service has business with it; warning: it likely fails or hurts."""
+
+    severity: Literal["info", "warning", "error"]
 
 
 # -- services ----------------------------------------------------------------------------------------------------
@@ -63,6 +77,9 @@ class ServiceLimits(Request, kw_only=True):
     max_memory_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] | None = None
     max_processes: Annotated[int, Meta(ge=1, le=30_000)] | None = None
     network: Network | None = None
+    breaker_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    breaker_open_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
+    breaker_successes: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
 class DeployRequest(Request, kw_only=True):
@@ -89,6 +106,8 @@ class DeployResponse(Response, kw_only=True):
     message: str
     timestamp: datetime = field(default_factory=now)
     version: int
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
 
 
 class StatusRequest(Request, kw_only=True):
@@ -139,6 +158,7 @@ class StatusResponse(ServiceEntry, kw_only=True):
     labels: Metadata
     network: Network
     sandbox: list[str]
+    circuit: Circuit = "closed"
 
 
 class ListRequest(Request, kw_only=True):
@@ -232,6 +252,9 @@ class CheckResponse(Response, kw_only=True):
     has_main: bool = False
     concurrent: bool = False
     is_async: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
+    code_check: CodeCheck = "warn"
 
 
 # -- events and logs ---------------------------------------------------------------------------------------------
@@ -429,6 +452,7 @@ class MetricsResponse(HealthResponse, kw_only=True):
     in_flight: int
     shed: int
     shed_by: list[ShedCount] = field(default_factory=list)
+    breakers_open: int = 0
 
 
 class ErrorBody(Response, kw_only=True):

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Literal
 
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import AlreadyExists, DeadlineExceeded, DeployFailed, ServiceError, SoloError
+from solo_fast.domain.errors import AlreadyExists, BreakerOpen, DeadlineExceeded, DeployFailed, ServiceError, SoloError
 
 
 class Admission(IntEnum):
@@ -99,10 +99,10 @@ TABLE: tuple[Operation, ...] = (
     Operation("call", "Call a method and wait for its result.", "service:call", _K, m.CallRequest, m.CallResponse,
               rpc="Call", http=Http("POST", "/services/{service_id}/call/{method}", body="arguments",
                                     headers={"x-timeout-ms": "timeout_ms"}), deadline="timeout_ms",
-              errors=(ServiceError, DeadlineExceeded)),
+              errors=(ServiceError, DeadlineExceeded, BreakerOpen)),
     Operation("cast", "Send a message to a method and don't wait.", "service:call", _K, m.CastRequest, m.CastResponse,
               rpc="Cast", http=Http("POST", "/services/{service_id}/cast/{method}", 202, body="arguments")),
-    Operation("check", "Compile source and report its methods, without running it.", "service:deploy", _R,
+    Operation("check", "Compile source and report its methods and findings, without running it.", "service:deploy", _R,
               m.CheckRequest, m.CheckResponse, rpc="Check", http=Http("POST", "/check", body="json")),
     Operation("watch", "Events as they happen.", "event:read", _S, m.WatchRequest, m.EventView,
               rpc="Watch", streams=True, needs_tenant=False,

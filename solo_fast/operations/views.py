@@ -82,6 +82,7 @@ def status(service: Service, recent: Iterable[Event], layers: dict[str, LayerRep
         labels=service.spec.metadata,
         network=service.spec.limits.network,
         sandbox=holding(layers, service.spec.limits.network),
+        circuit=service.breaker.state,
     )
 
 

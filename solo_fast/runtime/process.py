@@ -264,17 +264,14 @@ class Process(asyncio.Protocol):
                 f"the program did not accept on {door.address} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             )
 
-    async def check(self, source: Source, timeout_s: float) -> dict[str, Any]:
-        """Have the source compiled and its methods reported; the process ends with it.
+    async def check(self, source: Source, timeout_s: float, kind: int) -> dict[str, Any]:
+        """Have a blank report on the source (Kind.CHECK) or examine it (Kind.EXAMINE); it stays a blank.
 
         Raises:
-            DeployFailed: the compiler did not come back in time, or took the process down.
+            DeployFailed: it did not come back in time, or the source took it down. The process is ended.
         """
-        try:
-            report: dict[str, Any] = await self._order(Kind.CHECK, source, timeout_s, "compile")
-            return report
-        finally:
-            self.kill()
+        report: dict[str, Any] = await self._order(kind, source, timeout_s, "compile")
+        return report
 
     def _order_frame(self, kind: int, source: Source) -> bytes:
         header = {

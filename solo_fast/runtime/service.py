@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import time
 from collections import deque
@@ -12,11 +13,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, ShuttingDown, SoloError, TenantOverloaded
+from solo_fast.domain.errors import (
+    BreakerOpen,
+    DeadlineExceeded,
+    NotFound,
+    ServiceError,
+    ShuttingDown,
+    SoloError,
+    TenantOverloaded,
+)
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
+from solo_fast.domain.messages import Circuit, Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.breaker import BreakerSettings, CircuitBreaker
+from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.external import Program
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
 from solo_fast.runtime.rooms import Room
@@ -25,6 +36,7 @@ from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 RECENT_EVENTS = 10
 UNSENT_BYTES_MAX = 32 * 1024 * 1024
+PROBING_RETRY_MS = 100  # while the calls that are to close or open a half-open circuit are under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,25 @@ class Limits:
     network: Network
     max_open_files: int
     max_file_bytes: int
+    breaker_failures: int
+    breaker_open_ms: int
+    breaker_successes: int
+    breaker_probes: int
+    breaker_failure_percent: int
+    breaker_window_ms: int
+    breaker_min_calls: int
+
+    @property
+    def breaker(self) -> BreakerSettings:
+        return BreakerSettings(
+            failures=self.breaker_failures,
+            open_s=self.breaker_open_ms / 1000,
+            successes=self.breaker_successes,
+            probes=self.breaker_probes,
+            failure_percent=self.breaker_failure_percent,
+            window_s=self.breaker_window_ms / 1000,
+            min_calls=self.breaker_min_calls,
+        )
 
 
 @dataclass(slots=True)
@@ -111,6 +142,8 @@ class Service(Owner):
         restarts: how often its process was replaced after a crash.
         requests_pending: what it has asked of the kernel and is not answered yet.
         replacing: its successor is coming up.
+        examination: what the static check of its source found.
+        breaker: its circuit, which calls pass; a new deploy has a new one.
     """
 
     def __init__(self, spec: Spec, house: House) -> None:
@@ -122,6 +155,9 @@ class Service(Owner):
         self.described: Description | None = None
         self.requests_pending = 0
         self.replacing = False
+        self.examination: Examination = CLEAN
+        self.breaker = CircuitBreaker(spec.limits.breaker, time.monotonic, self._circuit_changed)
+        self._circuit_event: Event | None = None
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self._process: Process | None = None
@@ -310,24 +346,70 @@ class Service(Owner):
         Raises:
             NotFound: no such method. InvalidRequest: the arguments don't fit. ServiceError: it raised, or it died.
             TenantOverloaded: the mailbox is full. DeadlineExceeded: no answer within `timeout_s` seconds.
+            BreakerOpen: it failed too often of late.
         """
-        loop = asyncio.get_running_loop()
-        if self.state != "running":
-            deadline = loop.time() + timeout_s
-            await self._until_running(timeout_s)
-            timeout_s = max(0.0, deadline - loop.time())
-        process = self._admit(method)
-        if process.calls_pending >= self.spec.limits.max_in_flight:
-            raise TenantOverloaded(
-                f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
-                retry_after_ms=100,
-            )
-        future = process.send_call(method, arguments)
-        timer = loop.call_later(timeout_s, self._expire, future, method, timeout_s)
+        breaker = self.breaker
+        ticket = self._pass_circuit() if breaker.watching else breaker.generation
+        process = None
         try:
-            return await future
-        finally:
-            timer.cancel()
+            loop = asyncio.get_running_loop()
+            if self.state != "running":
+                deadline = loop.time() + timeout_s
+                await self._until_running(timeout_s)
+                timeout_s = max(0.0, deadline - loop.time())
+            process = self._admit(method)
+            if process.calls_pending >= self.spec.limits.max_in_flight:
+                raise TenantOverloaded(
+                    f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
+                    retry_after_ms=100,
+                )
+            future = process.send_call(method, arguments)
+            timer = loop.call_later(timeout_s, self._expire, future, method, timeout_s)
+            try:
+                result = await future
+            finally:
+                timer.cancel()
+        except BaseException as error:
+            self._call_failed(ticket, process, error)
+            raise
+        if breaker.watching:
+            breaker.succeeded(ticket)
+        return result
+
+    def _pass_circuit(self) -> int:
+        """A ticket of the circuit breaker.
+
+        Raises:
+            BreakerOpen: there is none. ServiceError: the service was given up, which says more.
+        """
+        if self.state == "gave_up":
+            raise self._gave_up()
+        ticket = self.breaker.admit()
+        if ticket is not None:
+            return ticket
+        left_ms = math.ceil(self.breaker.left_s * 1000)
+        when = f"calls are let through again in {left_ms} ms" if left_ms else "a few calls are just finding out more"
+        raise BreakerOpen(
+            f"the circuit of {self.spec.service_id} is {self.breaker.state}, because calls kept failing; {when}",
+            details={"circuit": self.breaker.state},
+            retry_after_ms=left_ms or PROBING_RETRY_MS,
+        )
+
+    def _call_failed(self, ticket: int, process: Process | None, error: BaseException) -> None:
+        """Tell the breaker: what its code raised, its death and its silence are the service's failures.
+
+        A crash counts once, however many calls it took along: one that is over by a restart is no reason to close down.
+        """
+        if process is not None and isinstance(error, ServiceError | DeadlineExceeded):
+            self.breaker.failed(ticket, incident=process.pid if process.exited.done() else 0)
+        else:
+            self.breaker.released(ticket)
+
+    def _circuit_changed(self, circuit: Circuit, figures: dict[str, Any]) -> None:
+        event_type = "circuit_opened" if circuit == "open" else f"circuit_{circuit}"
+        event = self._event(event_type, figures, self._circuit_event)
+        self._circuit_event = None if circuit == "closed" else event
+        self.house.note(event)
 
     def _expire(self, future: asyncio.Future[bytes], method: str, timeout_s: float) -> None:
         if not future.done():

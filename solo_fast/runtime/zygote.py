@@ -88,5 +88,11 @@ def _prepare_sandbox(control_fd: int, lifeline_fd: int) -> None:
         if not told:
             sys.exit(0)  # the kernel is gone already
         settings = sandbox.Settings(**json.loads(told))
-        reports = sandbox.prepare(settings, lambda *fds: child.set_up(*fds, lifeline_fd))
-        control.send(json.dumps([asdict(report) for report in reports.values()]).encode())
+        try:
+            reports = sandbox.prepare(settings, lambda *fds: child.set_up(*fds, lifeline_fd))
+        except OSError as error:
+            sys.exit(f"solo: the sandbox can't be tried: {error}")
+        try:
+            control.send(json.dumps([asdict(report) for report in reports.values()]).encode())
+        except OSError:
+            sys.exit(0)  # the kernel is gone meanwhile
