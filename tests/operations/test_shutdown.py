@@ -20,6 +20,7 @@ from tests.harness import Server, eventually
 
 GRACE_MS = 20_000
 LIMITS = {"shutdown_timeout_ms": GRACE_MS}
+OPEN = {"SOLO_SECURITY_SANDBOX": "off"}  # the services here wait for files of the test's
 
 PLAIN = """
 import os, time
@@ -79,7 +80,7 @@ def last_events(server: Server, count: int) -> list[str]:
 def test_what_is_under_way_finishes(tmp_path: Path, stop: Callable[[Server], None]) -> None:
     """Calls in flight and queued, over both protocols, in all three kinds of services, and one that needs another."""
     gate = tmp_path / "gate"
-    with Server(tmp_path) as server, stub(server) as client, ThreadPoolExecutor(12) as pool:
+    with Server(tmp_path, **OPEN) as server, stub(server) as client, ThreadPoolExecutor(12) as pool:
         server.deploy("plain", PLAIN, limits=LIMITS)
         server.deploy("concurrent", ASYNCIO.format(concurrent=True), limits=LIMITS)
         server.deploy("serial", ASYNCIO.format(concurrent=False), limits=LIMITS)
@@ -127,7 +128,7 @@ def refused_over_grpc(client: Any) -> bool:
 
 def test_what_does_not_finish_is_ended_with_the_grace_period(tmp_path: Path) -> None:
     """A call without end delays nobody beyond its own service's grace; a deploy that is under way leaves nothing."""
-    with Server(tmp_path) as server, ThreadPoolExecutor(3) as pool:
+    with Server(tmp_path, **OPEN) as server, ThreadPoolExecutor(3) as pool:
         server.deploy("stuck", "def work():\n    while True: pass\n", limits={"shutdown_timeout_ms": 300})
         server.deploy("fine", PLAIN, limits=LIMITS)
         stuck = pool.submit(server.request, "POST", "/services/stuck/call/work")
@@ -155,7 +156,7 @@ def in_progress(server: Server) -> int:
 
 
 def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
-    with Server(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+    with Server(tmp_path, **OPEN) as server, ThreadPoolExecutor(1) as pool:
         server.deploy("stuck", "def work():\n    while True: pass\n", limits={"shutdown_timeout_ms": 600_000})
         stuck = pool.submit(server.request, "POST", "/services/stuck/call/work")
         eventually(lambda: server.status("stuck")["message_queue_len"] == 1, "the call is in flight")
@@ -171,7 +172,7 @@ def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
 def test_a_stop_during_recovery_forgets_nothing(tmp_path: Path) -> None:
     slow = "import os, time\nwhile os.path.exists({gate!r}): time.sleep(0.01)\ndef f(): return 'up'\n"
     gate = tmp_path / "gate"
-    with Server(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+    with Server(tmp_path, **OPEN) as server, ThreadPoolExecutor(1) as pool:
         server.deploy("slow", slow.format(gate=str(gate)))
         server.stop(signal.SIGKILL)
         gate.touch()
