@@ -382,9 +382,9 @@ Step = Callable[[Bounds, str], None]
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("net_ns", _leave_network),
-    ("rlimits", _limit),
     ("uid", _become_user),
     ("user_ns", _leave_users),
+    ("rlimits", _limit),
     ("no_new_privs", _give_up_privileges),
     ("non_dumpable", _hide_memory),
     ("seccomp", _start_guard),
@@ -393,8 +393,9 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("descriptors", _close_descriptors),
     ("seccomp", _filter_calls),
 )
-"""Layer and step, in this order: a change of user resets what non_dumpable sets, Landlock's paths are opened before
-they can't be, the guard is no part of what Landlock confines, and the filter refuses what the steps before it do."""
+"""Layer and step, in this order. A user namespace holds its maker's limit of processes against all that the maker has,
+so the limit comes after it. A change of user resets what non_dumpable sets. Landlock's paths are opened before they
+can't be, its confines do not hold the guard, and the filter refuses what the steps before it do."""
 
 
 # -- the trial ---------------------------------------------------------------------------------------------------
