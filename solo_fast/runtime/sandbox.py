@@ -14,14 +14,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
-import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import orjson
 
 from solo_fast._ext import guard
 from solo_fast._ext import sandbox as calls
@@ -450,7 +450,7 @@ def _trial(settings: Settings, set_up: SetUp) -> dict[str, str]:
         with contextlib.suppress(OSError):
             os.rmdir(work_dir)
     try:
-        failures: dict[str, str] = json.loads(told)
+        failures: dict[str, str] = orjson.loads(told)
     except ValueError:
         return dict.fromkeys(_plan.layers, "the trial of the sandbox died before it could say what holds")
     return failures
@@ -481,7 +481,7 @@ def _run_trial(link_fd: int, bounds: Bounds, work_dir: str, set_up: SetUp) -> No
                     _note(failures, layer, lambda layer=layer: _AT_ONCE[layer](before, work_dir))  # type: ignore[misc]
         for layer, check in _AT_THE_END.items():
             _note(failures, layer, lambda check=check: check(work_dir))  # type: ignore[misc]
-        link.sendall(json.dumps(failures).encode())
+        link.sendall(orjson.dumps(failures))
     finally:
         os._exit(0)
 
@@ -554,6 +554,8 @@ def _trial_of_descriptors(work_dir: str) -> str:
 
 
 def _trial_of_limits(work_dir: str) -> str:
+    import resource  # for the trial alone
+
     unlimited = [
         name for name in ("DATA", "AS", "NOFILE", "FSIZE")
         if resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] == resource.RLIM_INFINITY
