@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from solo_fast.domain.errors import InvalidRequest
+from solo_fast.domain.ids import check_id
 from solo_fast.domain.layers import LAYERS
 
 MIB = 1 << 20
@@ -64,6 +65,7 @@ KEYS: tuple[Key, ...] = (
     Key("solo.log_level", "info", "what the kernel's own log shows", choices=("debug", "info", "warning", "error")),
     Key("solo.log_format", "text", "the kernel's own log: lines for people, or a JSON object a line",
         choices=("text", "json")),
+    Key("solo.heartbeat_seconds", 15, "how often a quiet watch or log stream shows that it lives", least=1, most=3600),
     Key("limits.max_per_tenant", 100, "requests in flight of one tenant", least=1, live=True, per_tenant=True),
     Key("limits.max_total", 1000, "requests in flight of all tenants", least=1),
     Key("limits.rate_per_tenant", 0, "requests a second of one tenant; 0 sets no rate", live=True, per_tenant=True),
@@ -79,6 +81,7 @@ KEYS: tuple[Key, ...] = (
     Key("limits.watchers_per_tenant", 100, "open watch and log streams of one tenant", live=True, per_tenant=True,
         least=1),
     Key("limits.ring_events", 65_536, "events kept in memory for watchers; a power of two", least=16, most=2**24),
+    Key("limits.ring_bytes", 64 * MIB, "bytes those events may take; who lags behind reads the store", least=65536),
     Key("limits.log_line_bytes", 65_536, "a log line; a longer one comes in pieces", least=80),
     Key("limits.log_store_bytes", 4 * MIB, "log lines kept of one service", least=4096),
     Key("limits.event_payload_bytes", 65_536, "payload of an event that a service emits", least=64, live=True),
@@ -92,6 +95,8 @@ KEYS: tuple[Key, ...] = (
         " `solo doctor` lists them"),
     Key("security.uid_range", "200000-265535", "user ids that a kernel of root gives to its services, one each; empty"
         " gives none"),
+    Key("security.program_paths", "/usr,/bin,/sbin,/lib,/lib64,/opt,/etc/alternatives",
+        "folders, by comma, whose programs and libraries external binaries may execute and read"),
     Key("security.network_ceiling", "loopback", "the most that a deploy may ask for as its network",
         choices=("none", "loopback", "all"), live=True, per_tenant=True),
     Key("database.events_db", "events.db", "name of the event database within data_dir"),
@@ -218,6 +223,10 @@ def _from_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 
 def _of_tenant(tenant: str, entries: Any, source: _Source) -> dict[str, Any]:
+    try:
+        check_id("a tenant's name", tenant)
+    except InvalidRequest as error:
+        raise ConfigError(f"{source.place('tenants', tenant)}: {error.message}") from None
     if not isinstance(entries, dict):
         raise ConfigError(f"{source.place('tenants', tenant)}: tenants.{tenant} is a section, and should hold keys")
     values = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -12,23 +13,31 @@ import msgspec
 from solo_fast._ext.registry import Directory, Registration
 from solo_fast.config import NETWORKS, Config, Values
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, NotFound, PayloadTooLarge, PermissionDenied, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, NotFound, PermissionDenied, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.operations import views
 from solo_fast.operations.caller import Caller
+from solo_fast.operations.deploys import filename_of, settings_of, source_of
 from solo_fast.operations.streams import merge
 from solo_fast.runtime.service import Limits
 from solo_fast.runtime.supervisor import Supervisor
+from solo_fast.store.desired import (
+    PutRegistration,
+    RegistrationRow,
+    RemoveRegistration,
+    RenewRegistration,
+)
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
 RECENT_EVENTS = 10
-FILENAME_CHARACTERS_MAX = 255
 NAME_CHARACTERS_MAX = 128
 
 T = TypeVar("T")
 Found = list[m.DiscoveredService]
+Events = list[m.EventView]
+Lines = list[m.LogEntry]
 
 
 class KernelView(Protocol):
@@ -40,7 +49,7 @@ class KernelView(Protocol):
 
 
 class Operations:
-    """The handlers. Each is `async (caller, request) -> response`; watch and logs are async iterators.
+    """The handlers. Each is `async (caller, request) -> response`; watch and logs iterate over lists of responses.
 
     A handler raises only errors of solo_fast.domain.errors. What changes state runs to its end once it has begun,
     even when its caller goes away: nothing is half done.
@@ -75,42 +84,32 @@ class Operations:
 
     async def deploy(self, caller: Caller, request: m.DeployRequest) -> m.DeployResponse:
         check_id("service_id", request.service_id)
-        text = self._source_of(request)
+        text = source_of(request, self.config.get("limits.max_source_bytes"))
+        settings = settings_of(request)
         config = self.config.for_tenant(caller.tenant)
         self._check_tenants(caller.tenant)
         self._check_metadata("metadata", request.metadata)
         work = self._supervisor.deploy(
             caller.tenant,
             request.service_id,
-            filename=_filename(request.filename or f"{request.service_id}.py"),
+            format=request.format,
+            filename=filename_of(request.filename or f"{request.service_id}.py"),
             text=text,
-            limits=resolve_limits(config, request.limits),
-            metadata=request.metadata,
+            limits=self.limits_for(caller.tenant, request.limits),
+            settings=settings,
             replace=request.replace,
             services_max=config.get("limits.services_per_tenant"),
         )
         service = await self._to_the_end(work)
         return m.DeployResponse(
             service_id=request.service_id,
-            message=f"{request.service_id} is running (version {service.spec.version})",
-            version=service.spec.version,
+            message=f"{request.service_id} is running (version {service.spec.version.number})",
+            version=service.spec.version.number,
         )
 
-    def _source_of(self, request: m.DeployRequest | m.CheckRequest) -> bytes:
-        if request.format == "elixir_source":
-            raise InvalidRequest("format elixir_source is not supported; send Python source as python_source")
-        if request.format == "external_binary":
-            raise InvalidRequest("format external_binary is not supported by this version; send python_source")
-        try:
-            text = request.code.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest("code holds lone surrogates, which UTF-8 can't carry") from None
-        limit = self.config.get("limits.max_source_bytes")
-        if len(text) > limit:
-            raise PayloadTooLarge(f"code has {len(text)} bytes, more than limits.max_source_bytes ({limit})")
-        if not text.strip():
-            raise InvalidRequest("code is empty; send the source of a Python module")
-        return text
+    def limits_for(self, tenant: str, asked: m.ServiceLimits) -> Limits:
+        """What a tenant's service gets: its own limits over the tenant's, which are over the kernel's."""
+        return resolve_limits(self.config.for_tenant(tenant), asked)
 
     def _check_tenants(self, tenant: str) -> None:
         services = self._supervisor.services
@@ -156,10 +155,11 @@ class Operations:
         )
 
     async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> float:
-        given_s = await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force)
-        for registration in self._directory.remove_service(tenant, service_id):
-            self._store.record_soon(_unregistered(registration, "killed"))
-        return given_s
+        def leaving(killed: Event) -> Sequence[Event]:
+            gone = self._directory.remove_service(tenant, service_id)
+            return [_unregistered(registration, "killed", killed) for registration in gone]
+
+        return await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force, leaving=leaving)
 
     async def call(self, caller: Caller, request: m.CallRequest) -> m.CallResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
@@ -174,12 +174,17 @@ class Operations:
         return m.CastResponse(service_id=request.service_id)
 
     async def check(self, caller: Caller, request: m.CheckRequest) -> m.CheckResponse:
-        report = await self._supervisor.check(_filename(request.filename or "service.py"), self._source_of(request))
+        if request.format == "external_binary":
+            raise InvalidRequest("there is nothing to check in an external binary; check is for python_source")
+        text = source_of(request, self.config.get("limits.max_source_bytes"))
+        report = await self._supervisor.check(filename_of(request.filename or "service.py"), text)
         return msgspec.convert(report, m.CheckResponse)
 
     # -- events and logs -----------------------------------------------------------------------------------------
 
-    async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[m.EventView]:
+    async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[Events]:
+        _check_local(caller)
+        _check_filter(request.service_id)
         with self._watching(caller.tenant):
             events = _mapped(
                 views.event_view,
@@ -194,26 +199,28 @@ class Operations:
             if request.include_logs:
                 lines = self._logs.follow(caller.tenant, request.service_id, tail=0)
                 sources.append(_mapped(views.log_event, lines))
-            async for item in merge(sources):
-                yield item
+            async for items in merge(sources):
+                yield items
 
     async def events(self, caller: Caller, request: m.ListEventsRequest) -> m.ListEventsResponse:
+        _check_local(caller)
+        _check_filter(request.service_id)
         page = await self._store.page(
             caller.tenant, request.since_id, request.limit, request.service_id, request.event_types
         )
         next_id = page[-1].id if page else request.since_id
         return m.ListEventsResponse(events=[views.event_view(event) for event in page], next=next_id)
 
-    async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[m.LogEntry]:
+    async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[Lines]:
+        _check_filter(request.service_id)
         if not request.follow:
             lines = await self._logs.tail(caller.tenant, request.service_id, request.tail or 1000, request.since_id)
-            for line in lines:
-                yield views.log_entry(line)
+            yield [views.log_entry(line) for line in lines]
             return
         with self._watching(caller.tenant):
             follow = self._logs.follow(caller.tenant, request.service_id, request.since_id, request.tail)
-            async for line in follow:
-                yield views.log_entry(line)
+            async for entries in _mapped(views.log_entry, follow):
+                yield entries
 
     def _watching(self, tenant: str) -> _Seat:
         limit = self.config.for_tenant(tenant).get("limits.watchers_per_tenant")
@@ -251,7 +258,8 @@ class Operations:
             "metadata": registration.metadata,
         }
         try:
-            await self._store.record(Event.new(tenant, "service_registered", request.service_id, payload))
+            announced = Event.new(tenant, "service_registered", request.service_id, payload)
+            await self._store.record(announced, changes=[PutRegistration(_row(registration))])
         except BaseException:
             self._directory.unregister(tenant, registration.handle)
             raise
@@ -261,13 +269,17 @@ class Operations:
         registration = self._directory.heartbeat(caller.tenant, request.service_handle)
         if registration is None:
             raise _no_registration()
+        if registration.ttl_s:  # not waited for: a lease that falls back by one commit hurts nobody, a full disk would
+            renewed = RenewRegistration(caller.tenant, registration.handle, _expires_ms(registration))
+            self._store.record_soon(changes=[renewed])
         return m.HeartbeatResponse(service_handle=registration.handle, ttl_seconds=round(registration.ttl_s))
 
     async def unregister(self, caller: Caller, request: m.UnregisterServiceRequest) -> m.UnregisterServiceResponse:
         registration = self._directory.unregister(caller.tenant, request.service_handle)
         if registration is None:
             raise _no_registration()
-        await self._to_the_end(self._store.record(_unregistered(registration, "unregistered")))
+        gone = RemoveRegistration(caller.tenant, registration.handle)
+        await self._to_the_end(self._store.record(_unregistered(registration, "unregistered"), changes=[gone]))
         return m.UnregisterServiceResponse(service_handle=registration.handle)
 
     async def discover(self, caller: Caller, request: m.DiscoverServiceRequest) -> m.DiscoverServiceResponse:
@@ -316,12 +328,18 @@ class _Seat:
             del self._taken[self._tenant]
 
 
-async def _mapped(view: Callable[[Any], T], items: AsyncIterator[Any]) -> AsyncIterator[T]:
+async def _mapped(view: Callable[[Any], T], batches: AsyncIterator[list[Any]]) -> AsyncIterator[list[T]]:
     try:
-        async for item in items:
-            yield view(item)
+        async for items in batches:
+            yield [view(item) for item in items]
     finally:
-        await items.aclose()  # type: ignore[attr-defined]
+        await batches.aclose()  # type: ignore[attr-defined]
+
+
+def _check_local(caller: Caller) -> None:
+    """The system's own events are for whoever runs the kernel."""
+    if not caller.tenant and not caller.is_local:
+        raise PermissionDenied("the system's own events are shown on loopback only; name a tenant to see its events")
 
 
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
@@ -340,10 +358,9 @@ def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     return limits
 
 
-def _filename(name: str) -> str:
-    if len(name) > FILENAME_CHARACTERS_MAX or any(c in name for c in "/\0\n\r"):
-        raise InvalidRequest(f"filename is one name without slashes, of at most {FILENAME_CHARACTERS_MAX} characters")
-    return name
+def _check_filter(service_id: str) -> None:
+    if service_id:  # else: of every service; an id that can't be one would be waited for in vain
+        check_id("service_id", service_id)
 
 
 def _check_name(field: str, name: str) -> None:
@@ -355,6 +372,23 @@ def _no_registration() -> NotFound:
     return NotFound("there is no such registration: its lease may have expired; register again")
 
 
-def _unregistered(registration: Registration, reason: str) -> Event:
+def _expires_ms(registration: Registration) -> int:
+    return time.time_ns() // 1_000_000 + round(registration.ttl_s * 1000) if registration.ttl_s else 0
+
+
+def _row(registration: Registration) -> RegistrationRow:
+    return RegistrationRow(
+        registration.tenant,
+        registration.service_id,
+        registration.name,
+        registration.handle,
+        registration.version,
+        registration.metadata,
+        round(registration.ttl_s),
+        _expires_ms(registration),
+    )
+
+
+def _unregistered(registration: Registration, reason: str, cause: Event | None = None) -> Event:
     payload = {"service_name": registration.name, "reason": reason}
-    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload)
+    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload, cause)

@@ -72,7 +72,7 @@ def status(service: Service, recent: Iterable[Event], layers: dict[str, LayerRep
         message_queue_len=figures.message_queue_len,
         reductions=figures.reductions,
         restarts=service.restarts,
-        version=service.spec.version,
+        version=service.spec.version.number,
         recent_events=[event_view(event) for event in recent],
         labels=service.spec.metadata,
         network=service.spec.limits.network,

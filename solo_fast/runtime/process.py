@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import orjson
@@ -16,11 +16,13 @@ import orjson
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
 from solo_fast.domain.messages import Stream
 from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.external import Door, Program, UnreachableError
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
 UNSENT_BYTES_MAX = 32 * 1024 * 1024  # what a service may leave unread on its link
+EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for
 LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
 
@@ -52,6 +54,7 @@ class Source:
     work_dir: str
     bounds: Bounds
     code: bytes = b""
+    program: Program | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Description:
     methods: frozenset[str]
     is_async: bool
     concurrent: bool
+    any_method: bool = False  # it says for itself, at the call, what it has
 
     @classmethod
     def of(cls, described: Any) -> Description:
@@ -145,6 +149,9 @@ class Process(asyncio.Protocol):
         self.exited: asyncio.Future[Ending] = self._loop.create_future()
         self.stopping = False
         self.started_at = time.monotonic()
+        self._is_program = False
+        self._door: Door | None = None
+        self._posts: set[asyncio.Task[None]] = set()
         self._loading: asyncio.Future[Any] | None = None
         self._next_id = 0
         self._reader = FrameReader(limits.frame_bytes)
@@ -162,13 +169,22 @@ class Process(asyncio.Protocol):
 
     # -- start ---------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, source: Source | None = None, owner: Owner = NOBODY) -> None:
         """Have the zygote fork it.
+
+        Args:
+            source: what it is to `load` at once, for `owner`: the order waits on its link, and the child that finds it
+                there does not make itself a blank first.
 
         Raises:
             InternalError: no process could be made; nothing is left of the try.
         """
         ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        unsent = b""
+        if source is not None:
+            self.owner = owner
+            unsent = self._order_early(ours, source)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -182,14 +198,29 @@ class Process(asyncio.Protocol):
             theirs.close()
             os.close(out_write)
             os.close(err_write)
-        ours.setblocking(False)
-        await self._loop.create_unix_connection(lambda: self, sock=ours)
-        pipes: tuple[tuple[Stream, int], ...] = (("stdout", out_read), ("stderr", err_read))
-        for stream, fd in pipes:
-            reader = PipeReader(stream, self, self.limits.line_bytes)
-            await self._loop.connect_read_pipe(lambda made=reader: made, os.fdopen(fd, "rb", 0))  # type: ignore[misc]
-            self._pipes.append(reader)
+        pipes: tuple[tuple[Stream, Any], ...] = (
+            ("stdout", os.fdopen(out_read, "rb", 0)),
+            ("stderr", os.fdopen(err_read, "rb", 0)),
+        )
         self._loop.add_reader(self.child.pidfd, self._exit_seen)
+        try:
+            await self._loop.create_unix_connection(lambda: self, sock=ours)
+            if unsent:
+                self._write(unsent)
+            for stream, pipe in pipes:
+                reader = PipeReader(stream, self, self.limits.line_bytes)
+                await self._loop.connect_read_pipe(lambda made=reader: made, pipe)  # type: ignore[misc]
+                self._pipes.append(reader)
+        except BaseException:
+            self.kill()  # its exit releases what it had got
+            raise
+
+    def _order_early(self, sock: socket.socket, source: Source) -> bytes:
+        """Put the order into the link's buffer; what did not fit."""
+        self._loading = self._loop.create_future()
+        self._is_program = source.program is not None
+        order = self._order_frame(Kind.EXEC if self._is_program else Kind.LOAD, source)
+        return order[sock.send(order) :]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its base class
@@ -215,12 +246,39 @@ class Process(asyncio.Protocol):
             DeployFailed: with diagnostics. The process is ended.
         """
         self.owner = owner
+        if source.program is not None:
+            return await self._become(source, source.program, timeout_s)
         described = await self._order(Kind.LOAD, source, timeout_s, "load")
         try:
             return Description.of(described)
         except (TypeError, ValueError) as error:
             self.kill()
             raise _deploy_failed(f"the source broke its link to the kernel: {error}") from None
+
+    async def _become(self, source: Source, program: Program, timeout_s: float) -> Description:
+        """Turn the blank into an external binary, and wait until it accepts where it will be called."""
+        deadline = self._loop.time() + timeout_s
+        self._is_program = True
+        await self._order(Kind.EXEC, source, timeout_s, "start")
+        if program.callable:
+            self._door = Door(program, source.work_dir, self.limits.result_bytes)
+            await self._opened(self._door, timeout_s, deadline)
+        return Description("external", "", frozenset(), True, True, program.callable)
+
+    async def _opened(self, door: Door, timeout_s: float, deadline: float) -> None:
+        opened = self._loop.create_task(door.opened())
+        either: list[asyncio.Future[Any]] = [opened, self.exited]
+        try:
+            await asyncio.wait(either, timeout=deadline - self._loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            opened.cancel()
+        if self.exited.done():
+            raise _deploy_failed(f"the program {self.exited.result()} before it accepted on {door.address}")
+        if not opened.done():
+            self.kill()
+            raise _deploy_failed(
+                f"the program did not accept on {door.address} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
+            )
 
     async def check(self, source: Source, timeout_s: float) -> dict[str, Any]:
         """Have the source compiled and its methods reported; the process ends with it.
@@ -234,8 +292,7 @@ class Process(asyncio.Protocol):
         finally:
             self.kill()
 
-    async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
-        self._loading = self._loop.create_future()
+    def _order_frame(self, kind: int, source: Source) -> bytes:
         header = {
             "tenant": source.tenant,
             "service_id": source.service_id,
@@ -244,7 +301,14 @@ class Process(asyncio.Protocol):
             "result_bytes_max": self.limits.result_bytes,
             "bounds": source.bounds,
         }
-        self._write(frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code)))
+        if source.program is not None:
+            header["program"] = asdict(source.program)
+        return frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code))
+
+    async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
+        if self._loading is None:  # else it found the order on its link
+            self._loading = self._loop.create_future()
+            self._write(self._order_frame(kind, source))
         try:
             return await asyncio.wait_for(self._loading, timeout_s)
         except TimeoutError:
@@ -279,7 +343,28 @@ class Process(asyncio.Protocol):
     def _send(self, kind: int, method: str, arguments: bytes, future: asyncio.Future[bytes] | None) -> None:
         self._next_id = message_id = (self._next_id + 1) & 0xFFFFFFFF
         self.pending[message_id] = future
+        if self._door is not None:
+            task = self._loop.create_task(self._post(self._door, message_id, method, arguments))
+            self._posts.add(task)
+            task.add_done_callback(self._posts.discard)
+            return
         self._write(frame(kind, message_id, message_body(method, arguments)))
+
+    async def _post(self, door: Door, message_id: int, method: str, arguments: bytes) -> None:
+        result, error = b"", None
+        try:
+            result = await door.post(method, arguments)
+        except SoloError as failure:
+            error = failure
+            if isinstance(failure, UnreachableError):
+                # It broke off and may just be dying: who calls next is to find it restarting, not on its way out.
+                await asyncio.wait([self.exited], timeout=EXIT_SECONDS_MAX)
+        if self.pending.get(message_id) is None:  # a cast, whose failure nobody waits for
+            self.pending.pop(message_id, None)
+            if error is not None:
+                self.owner.line("log", f"error cast {method}: {error.message}")
+            return
+        self._settle(message_id, result, error)
 
     def reply(self, message_id: int, body: bytes) -> None:
         self._answer(frame(Kind.REPLY, message_id, body))
@@ -305,6 +390,11 @@ class Process(asyncio.Protocol):
     def unsent_bytes(self) -> int:
         """What the service has not yet taken off its link."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def eof_received(self) -> None:
+        """A blank that becomes a program closes its link by the exec."""
+        if self._is_program:
+            self._loaded(None, None)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -362,7 +452,7 @@ class Process(asyncio.Protocol):
             self._loading.set_result(value)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.alive and self._exit_task is None:  # its end is usually seen a moment later
+        if self.alive and self._exit_task is None and not self._is_program:  # its end is usually seen a moment later
             self._loop.call_later(LINK_SECONDS_MAX, self._unlinked)
 
     def _unlinked(self) -> None:
@@ -389,10 +479,14 @@ class Process(asyncio.Protocol):
                 return
 
     async def stop(self, reason: str, grace_s: float) -> Ending:
-        """terminate(), then SIGTERM at half of the grace period, then SIGKILL at its end."""
+        """terminate(), then SIGTERM at half of the grace period, then SIGKILL at its end.
+
+        A program has no terminate(): it gets SIGTERM at once.
+        """
         self.stopping = True
         self._write(frame(Kind.STOP, 0, orjson.dumps(reason)))
-        for number, wait_s in ((signal.SIGTERM, grace_s / 2), (signal.SIGKILL, grace_s / 2)):
+        terminating_s = 0.0 if self._is_program else grace_s / 2
+        for number, wait_s in ((signal.SIGTERM, terminating_s), (signal.SIGKILL, grace_s - terminating_s)):
             done, _ = await asyncio.wait([self.exited], timeout=wait_s)
             if done:
                 break
@@ -415,6 +509,8 @@ class Process(asyncio.Protocol):
                 future.set_exception(error)
         self.pending.clear()
         self.calls_pending = 0
+        for post in self._posts:
+            post.cancel()
         self._loaded(None, _EndedEarlyError(ending))
         self.exited.set_result(ending)
         self.owner.ended(self, ending)

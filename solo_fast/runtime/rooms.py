@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -38,15 +39,20 @@ class Rooms:
     def __init__(self, root: Path, uids: range, start: int = 0) -> None:
         self.gives_uids = False
         self._root = root
+        self._old = root.with_name(f"{root.name}.old")
         self._uids = uids
         self._next = start % len(uids) if uids else 0
         self._taken: set[int] = set()
         self._made = 0
 
     def prepare(self) -> None:
-        """Make the root, empty. Its users may pass, and not look around; above it nobody else comes by."""
-        if self._root.exists():
-            remove_tree(self._root)  # of a kernel that was killed
+        """Make the root, empty. Its users may pass, and not look around; above it nobody else comes by.
+
+        What a kernel that was killed has left is put where it is in nobody's way, for `tidy`.
+        """
+        self._old.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._root.rename(self._old / str(time.time_ns()))
         self._root.mkdir(mode=0o711)
         self._root.chmod(0o711)  # whatever the umask
 
@@ -95,9 +101,14 @@ class Rooms:
     def release_uid(self, uid: int) -> None:
         self._taken.discard(uid)
 
+    def tidy(self) -> None:
+        """Remove what `prepare` has put aside. Blocks."""
+        remove_tree(self._old)
+
     def remove(self) -> None:
         """Remove the root and all that is in it."""
         remove_tree(self._root)
+        self.tidy()
 
 
 def remove_tree(path: Path) -> None:

@@ -37,7 +37,7 @@ COMPILED = "__compiled__" in globals()
 LINK_FD, LIFELINE_FD = 3, 4
 RULESET_FD, EMPTY_NETWORK_FD = 5, 6  # what a blank keeps until it is confined
 GUARD_FDS = (5, 6)  # and then, until its guard has taken over
-F_SETSIG, F_GETSIG = 10, 11
+F_GETSIG = 11
 NOT_NEEDED = "not needed: each service has a user of its own"
 ENVIRONMENT = frozenset({"LANG", "LC_CTYPE", "PATH", "HOME", "TMPDIR", "SOLO_SERVICE_ID", "SOLO_TENANT"})
 TRIAL_PROCESSES = 4
@@ -101,7 +101,8 @@ class Plan:
         paths: descriptors of it, and the rights on each; () after a child used them.
         empty_network: descriptor of a network namespace with nothing in it; -1 for none.
         address_space: what the zygote itself takes of it, bytes.
-        filters: closing filters by network policy.
+        filters: closing filters by network policy, and whether programs may be executed.
+        program_paths: folders whose programs an external binary may execute.
         group: one that all services belong to; 0 for none.
     """
 
@@ -111,14 +112,15 @@ class Plan:
     paths: tuple[tuple[int, int], ...] = ()
     empty_network: int = -1
     address_space: int = 0
-    filters: dict[str, bytes] = field(default_factory=dict)
+    filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
+    program_paths: tuple[str, ...] = ()
     group: int = 0
 
 
 _plan = Plan()
 _guard = (-1, -1)
 
-SetUp = Callable[[int, int, int], None]
+SetUp = Callable[[int, int, int], object]
 """Makes a forked child a blank, with its link, stdout and stderr (runtime/child.py)."""
 
 
@@ -139,8 +141,11 @@ def prepare(settings: Settings, set_up: SetUp) -> dict[str, LayerReport]:
         return {name: LayerReport(name, False, "security.sandbox is off") for name in LAYERS}
     missing: dict[str, str] = {}
     readable = readable_paths()
-    _enter_namespaces(settings, readable, missing)
-    plan = _plan = Plan(readable=tuple(readable), abi=calls.landlock_abi(), address_space=_address_space())
+    _enter_namespaces(settings, [*readable, *settings.program_paths], missing)
+    programs = tuple(path for path in settings.program_paths if os.path.exists(path))
+    plan = _plan = Plan(
+        readable=tuple(readable), abi=calls.landlock_abi(), address_space=_address_space(), program_paths=programs
+    )
     _open_paths(plan, readable, missing)
     _open_empty_network(plan, missing)
     _filter(missing)
@@ -271,22 +276,19 @@ def _address_space() -> int:
 # -- in each child -----------------------------------------------------------------------------------------------
 
 
-def prepare_blank() -> dict[int, int]:
+def prepare_blank() -> tuple[int, int]:
     """Make this child's Landlock ruleset, to which only its work directory is still to be added.
 
     Returns:
-        the descriptors that the child must keep until it is confined, by the place where they belong.
+        what the child must keep until it is confined: descriptors of the ruleset and of the empty network; -1 for none.
     """
-    kept = {}
+    ruleset = -1
     if "landlock" in _plan.layers:
         scopes = _SCOPES if "landlock_scope" in _plan.layers else 0
         ruleset = calls.landlock_create(_plan.abi, _handled(_plan.abi), 0, scopes)
         for fd, rights in _plan.paths:
             calls.landlock_allow(ruleset, fd, rights)
-        kept[RULESET_FD] = ruleset
-    if _plan.empty_network >= 0:
-        kept[EMPTY_NETWORK_FD] = _plan.empty_network
-    return kept
+    return ruleset, _plan.empty_network
 
 
 def confine(bounds: Bounds, work_dir: str) -> None:
@@ -352,7 +354,11 @@ def _start_guard(bounds: Bounds, work_dir: str) -> None:
 def _restrict_files(bounds: Bounds, work_dir: str) -> None:
     if work_dir:
         fd = os.open(work_dir, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
-        calls.landlock_allow(RULESET_FD, fd, _WORK & _handled(_plan.abi))
+        work = _WORK | _MAKE_SOCK if bounds.programs else _WORK
+        calls.landlock_allow(RULESET_FD, fd, work & _handled(_plan.abi))
+    for path in _plan.program_paths if bounds.programs else ():
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        calls.landlock_allow(RULESET_FD, fd, (_READ | _EXECUTE) & _handled(_plan.abi))
     calls.landlock_restrict(RULESET_FD)
 
 
@@ -371,7 +377,7 @@ def _close_descriptors(bounds: Bounds, work_dir: str) -> None:
 
 
 def _filter_calls(bounds: Bounds, work_dir: str) -> None:
-    program = _plan.filters[bounds.network]
+    program = _plan.filters[bounds.network, bounds.programs]
     if bounds.network == "loopback":
         guard.hand_over(*GUARD_FDS, calls.filter_calls_with_listener(program))
     else:
@@ -410,8 +416,9 @@ def _try(plan: Plan, settings: Settings, set_up: SetUp, missing: dict[str, str])
         if "seccomp" in plan.layers:
             forks = "processes" in plan.layers
             plan.filters = {
-                policy: seccomp.closing(policy, lifeline_fd=LIFELINE_FD, programs=False, forks=forks)
+                (policy, programs): seccomp.closing(policy, lifeline_fd=LIFELINE_FD, programs=programs, forks=forks)
                 for policy in seccomp.POLICIES
+                for programs in (False, True)
             }
         failures = _trial(settings, set_up)
         if "uid" in failures:  # the others may fail for that alone

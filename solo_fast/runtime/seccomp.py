@@ -172,6 +172,9 @@ _NETWORK: dict[str, tuple[Rule, ...]] = {
 }
 """Which sockets can be made, by network policy. Under loopback a guard decides on each address (_ext/guard.pyx)."""
 
+_ONLY_UNIX = (*_PAIRS, Rule("socket", (If(0, "differs", int(socket.AF_UNIX)),)))
+"""Without network, of a program that may be called on a unix socket in its work directory; it sees no others."""
+
 POLICIES = tuple(_NETWORK)
 
 
@@ -216,7 +219,8 @@ def closing(network: str, *, lifeline_fd: int, programs: bool, forks: bool) -> b
         lifeline_fd: the descriptor that is kept from the service.
         programs, forks: whether it may execute programs, and make processes.
     """
-    rules = CLOSED + _lifeline(lifeline_fd) + _NETWORK[network]
+    sockets = _ONLY_UNIX if programs and network == "none" else _NETWORK[network]
+    rules = CLOSED + _lifeline(lifeline_fd) + sockets
     return assemble(rules + (() if programs else _NO_PROGRAMS) + (() if forks else _NO_FORKS))
 
 

@@ -7,17 +7,20 @@ import hashlib
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
+from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, ShuttingDown, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.external import Program
 from solo_fast.runtime.process import UNSENT_BYTES_MAX, Description, Ending, Owner, Process, Source
 from solo_fast.runtime.rooms import Room
+from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 RECENT_EVENTS = 10
@@ -42,39 +45,52 @@ class Limits:
 
 @dataclass(slots=True)
 class Spec:
-    """What was deployed, and where it lives. `closed_ports`: those of this host that it may never connect to."""
+    """What was deployed: a version, and what this host makes of it."""
 
     tenant: str
     service_id: str
-    filename: str
-    text: bytes
+    version: Version
     limits: Limits
-    metadata: dict[str, str]
-    version: int
     room: Room
-    closed_ports: tuple[int, ...] = ()
 
-    @property
-    def bounds(self) -> Bounds:
-        """What its processes are confined to."""
+    def bounds(self, closed_ports: tuple[int, ...]) -> Bounds:
+        """What its processes are confined to; `closed_ports`: those of this host that they may never connect to."""
         limits = self.limits
         return Bounds(
             uid=self.room.uid,
             network=limits.network,
-            closed_ports=self.closed_ports,
+            closed_ports=closed_ports,
             memory_bytes=limits.max_memory_bytes,
             processes=limits.max_processes,
             files=limits.max_open_files,
             file_bytes=limits.max_file_bytes,
+            programs=self.version.format == "external_binary",
         )
+
+    @property
+    def text(self) -> bytes:
+        return self.version.source
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self.version.settings.metadata
+
+    @property
+    def program(self) -> Program | None:
+        """What an external binary runs; None for Python."""
+        if self.version.format != "external_binary":
+            return None
+        asked = self.version.settings
+        return Program(asked.argv, asked.env, asked.port, asked.socket)
 
 
 class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
 
-    async def new_process(self) -> Process: ...
+    async def new_process(self, source: Source, owner: Owner) -> Process: ...
+    async def own_ports(self) -> tuple[int, ...]: ...
     def refill(self) -> None: ...
-    def note(self, *events: Event) -> None: ...
+    def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
     def serve_request(self, service: Service, process: Process, message_id: int, body: bytes) -> None: ...
     def code_for(self, tenant: str, digest: bytes) -> bytes: ...
@@ -100,7 +116,7 @@ class Service(Owner):
         self.spec = spec
         self.house = house
         self.state: ServiceState = "starting"
-        self.created_at = self.updated_at = datetime.now(UTC)
+        self.created_at = self.updated_at = _time_of(time.time_ns() // 1_000_000)
         self.restarts = 0
         self.described: Description | None = None
         self.requests_pending = 0
@@ -111,6 +127,22 @@ class Service(Owner):
         self._waiting: deque[asyncio.Future[None]] = deque()  # messages that came while it restarts
         self._restarting: asyncio.Task[None] | None = None
         self._ended = False
+        self._end_reason = ""
+
+    @classmethod
+    def recovered(cls, spec: Spec, house: House, row: ServiceRow) -> Service:
+        """A service of the desired state, not yet up: it keeps its age and its restart counter, and takes messages."""
+        service = cls(spec, house)
+        service.created_at = _time_of(row.created_ms)
+        service.restarts = row.restarts
+        service.state = "restarting"
+        return service
+
+    def wanted(self) -> PutService:
+        """The desired state of this service, for the store."""
+        created_ms = round(self.created_at.timestamp() * 1000)
+        spec = self.spec
+        return PutService(ServiceRow(spec.tenant, spec.service_id, spec.version, created_ms, self.restarts))
 
     @property
     def process(self) -> Process | None:
@@ -122,22 +154,35 @@ class Service(Owner):
 
     # -- coming up -----------------------------------------------------------------------------------------------
 
-    async def start(self) -> Description:
+    async def start(self, patience: int = 1) -> Description:
         """Bring a process up.
 
+        Args:
+            patience: how many times its startup timeout it may take.
+
         Raises:
-            DeployFailed: the source did not come up; no process is left.
+            DeployFailed: the source did not come up; no process is left. ShuttingDown: it was ended meanwhile.
             InternalError: no process could be made.
         """
         spec = self.spec
         code = self.house.code_for(spec.tenant, self._digest)
+        closed_ports = () if spec.limits.network == "none" else await self.house.own_ports()
         source = Source(
-            spec.tenant, spec.service_id, spec.filename, spec.text, str(spec.room.work_dir), spec.bounds, code
+            spec.tenant,
+            spec.service_id,
+            spec.version.filename,
+            spec.text,
+            str(spec.room.work_dir),
+            spec.bounds(closed_ports),
+            code,
+            spec.program,
         )
-        process = await self.house.new_process()
+        process = await self.house.new_process(source, self)
         self._process = process
         try:
-            self.described = await process.load(source, self, spec.limits.startup_timeout_ms / 1000)
+            if self._ended:
+                raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
+            self.described = await process.load(source, self, patience * spec.limits.startup_timeout_ms / 1000)
         except BaseException:
             process.stopping = True
             process.kill()
@@ -219,16 +264,44 @@ class Service(Owner):
         self._restarting = None
         self.restarts += 1
         payload = {"restarts": self.restarts, "delay_ms": round(delay_s * 1000), "pid": self.pid}
-        self.house.note(self._event("service_restarted", payload, cause))
+        counted = NoteRestarts(self.spec.tenant, self.spec.service_id, self.restarts)
+        self.house.note(self._event("service_restarted", payload, cause), changes=[counted])
 
     def _event(self, event_type: str, payload: dict[str, Any], cause: Event | None = None) -> Event:
         return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
+
+    # -- recovery ------------------------------------------------------------------------------------------------
+
+    async def recover(self, cause: Event, patience: int) -> bool:
+        """Bring a service of the desired state up; False when it did not come up, and is tried again like a crash."""
+        if self._ended:  # killed or replaced before its turn came
+            return True
+        self._restarting = asyncio.current_task()
+        try:
+            described = await self.start(patience)
+        except SoloError as error:
+            payload = {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:RECENT_EVENTS]}
+            failed = self._event("service_recovery_failed", payload, cause)
+            self.house.note(failed)
+            self._restarting = None
+            self._restart_or_give_up(failed)
+            return False
+        self._restarting = None
+        payload = {"version": self.spec.version.number, "kind": described.kind, "pid": self.pid}
+        self.house.note(self._event("service_recovered", payload, cause))
+        return True
 
     # -- messages ------------------------------------------------------------------------------------------------
 
     @property
     def mailbox_length(self) -> int:
         return (len(self._process.pending) if self._process else 0) + len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are messages that it will come to."""
+        coming = self._restarting is not None and not self._restarting.done()
+        return self.mailbox_length > 0 and (self.alive or coming)
 
     async def call(self, method: str, arguments: bytes, timeout_s: float) -> bytes:
         """The method's result as JSON text.
@@ -277,7 +350,9 @@ class Service(Owner):
     def _admit(self, method: str) -> Process:
         assert self._process is not None
         assert self.described is not None
-        if method not in self.described.methods:
+        if method not in self.described.methods and not self.described.any_method:
+            if self.described.kind == "external":
+                raise NotFound(f"{self.spec.service_id} was deployed without a port or socket, so it can't be called")
             known = ", ".join(sorted(self.described.methods)) or "none"
             raise NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
         if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
@@ -306,6 +381,8 @@ class Service(Owner):
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
+        if self._end_reason == "shutdown":
+            raise ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
         if self._ended:
             raise NotFound(f"{self.spec.service_id} was killed")
         if self.state != "running":
@@ -340,6 +417,7 @@ class Service(Owner):
     async def end(self, reason: str, grace_s: float) -> None:
         """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once."""
         self._ended = True
+        self._end_reason = reason
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.wait([self._restarting])
@@ -353,6 +431,11 @@ class Service(Owner):
             await asyncio.shield(process.exited)
             return
         await process.stop(reason, grace_s)
+
+
+def _time_of(epoch_ms: int) -> datetime:
+    """Whole milliseconds, so that a time is the same when it comes back from the store."""
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC)
 
 
 def resident_bytes(pid: int) -> int:

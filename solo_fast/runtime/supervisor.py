@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from solo_fast._ext.registry import Services
@@ -14,13 +15,15 @@ from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, Shutt
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.domain.layers import LayerReport
-from solo_fast.domain.messages import Stream
+from solo_fast.domain.messages import Format, Stream
 from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.draining import end_all
 from solo_fast.runtime.pool import WarmPool
-from solo_fast.runtime.process import LinkLimits, Process, Source
+from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.rooms import Room, Rooms
 from solo_fast.runtime.service import Limits, Service, Spec
 from solo_fast.runtime.zygote_client import ZygoteClient
+from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
@@ -80,7 +83,7 @@ class Supervisor:
         handle_request: RequestHandler,
     ) -> None:
         self.services = Services()
-        self.closed_ports: tuple[int, ...] = ()  # the kernel's own: not even loopback reaches them
+        self._own_ports: asyncio.Future[tuple[int, ...]] | None = None
         self._store = store
         self._logs = logs
         self._zygote = zygote
@@ -90,7 +93,10 @@ class Supervisor:
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
+        self._versions_before: dict[tuple[str, str], int] = {}  # of what a start without recovery left alone
+        self._coming_up: set[Service] = set()
         self._closing = False
+        self._hurried = False
 
     def start(self) -> None:
         """Fill the pool; the zygote is ready."""
@@ -102,6 +108,10 @@ class Supervisor:
         """What the zygote found of each layer of the sandbox."""
         return self._zygote.layers
 
+    def tidy(self) -> None:
+        """Remove what a killed kernel has left, in the background: a thousand directories take half a second."""
+        self._in_background(asyncio.to_thread(self._rooms.tidy))
+
     # -- deploy and kill -----------------------------------------------------------------------------------------
 
     async def deploy(
@@ -109,10 +119,11 @@ class Supervisor:
         tenant: str,
         service_id: str,
         *,
+        format: Format,
         filename: str,
         text: bytes,
         limits: Limits,
-        metadata: dict[str, str],
+        settings: Settings,
         replace: bool,
         services_max: int,
     ) -> Service:
@@ -120,12 +131,14 @@ class Supervisor:
 
         With `replace`, the former one goes on serving until the new one is up, and is stopped then.
 
+        Args:
+            limits: resolved; `settings` holds what was asked for.
+
         Raises:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
             TenantOverloaded: the tenant has its limit of services.
         """
-        if self._closing:
-            raise ShuttingDown("the kernel is shutting down and takes no deploys")
+        self._check_open()
         former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
@@ -133,15 +146,19 @@ class Supervisor:
             raise AlreadyExists(f"{service_id} is deployed already; deploy it with replace, or kill it first")
         if former is None and self.services.count(tenant) >= services_max:
             raise TenantOverloaded(f"tenant {tenant} has {services_max} services, its limits.services_per_tenant")
-        version = former.spec.version + 1 if former is not None else 1
+        number = (
+            former.spec.version.number if former is not None else self._versions_before.get((tenant, service_id), 0)
+        )
+        version = Version(number + 1, time.time_ns() // 1_000_000, "deploy", format, filename, text, settings)
         room = former.spec.room if former is not None else self._rooms.take(tenant, service_id)
-        spec = Spec(tenant, service_id, filename, text, limits, metadata, version, room, self.closed_ports)
-        service = Service(spec, self)
-        self.services.put(tenant, service_id, service if former is None else former)
+        service = Service(Spec(tenant, service_id, version, limits, room), self)
         if former is not None:
+            service.created_at = former.created_at
             former.replacing = True
+        else:
+            self.services.put(tenant, service_id, service)
         try:
-            await self._come_up(service, replaced=former is not None)
+            await self._come_up(service, former)
         except BaseException:
             if former is None:
                 self.services.remove(tenant, service_id)
@@ -154,26 +171,40 @@ class Supervisor:
             await self._take_over(former, service)
         return service
 
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ShuttingDown("the kernel is shutting down; deploy it when it is back", retry_after_ms=1000)
+
     async def _take_over(self, former: Service, service: Service) -> None:
+        spec = service.spec
+        await self._check_still_there(service, former)
+        self.services.put(spec.tenant, spec.service_id, service)
+        self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
+
+    async def _check_still_there(self, service: Service, former: Service) -> None:
         spec = service.spec
         current: object = self.services.get(spec.tenant, spec.service_id)
         if current is not former:
             await service.end("killed", 0)
             raise NotFound(f"{spec.service_id} was killed while it was being replaced")
-        service.created_at = former.created_at
-        self.services.put(spec.tenant, spec.service_id, service)
-        self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
 
-    async def _come_up(self, service: Service, *, replaced: bool) -> None:
-        spec = service.spec
+    async def _come_up(self, service: Service, former: Service | None) -> None:
+        spec, replaced = service.spec, former is not None
+        self._coming_up.add(service)
         try:
             described = await service.start()
         except DeployFailed as error:
+            self._check_open()
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
             await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
+        finally:
+            self._coming_up.discard(service)
+        if self._closing:
+            await service.end("shutdown", 0)
+            self._check_open()
         deployed = {
-            "version": spec.version,
+            "version": spec.version.number,
             "kind": described.kind,
             "methods": sorted(described.methods)[:100],
             "source_sha256": hashlib.sha256(spec.text).hexdigest(),
@@ -181,14 +212,27 @@ class Supervisor:
         }
         cause = Event.new(spec.tenant, "service_deployed", spec.service_id, deployed)
         started = Event.new(spec.tenant, "service_started", spec.service_id, {"pid": service.pid}, cause)
+        if former is not None:  # what a kill has put into the store by now must not be followed by this
+            await self._check_still_there(service, former)
         try:
-            await self._store.record(cause, started)
+            await self._store.record(cause, started, changes=[service.wanted()])
         except BaseException:
             await service.end("killed", 0)
             raise
 
-    async def kill(self, tenant: str, service_id: str, *, grace_s: float | None, force: bool) -> float:
+    async def kill(
+        self,
+        tenant: str,
+        service_id: str,
+        *,
+        grace_s: float | None,
+        force: bool,
+        leaving: Callable[[Event], Sequence[Event]],
+    ) -> float:
         """Forget the service and end its process in the background; the grace period that it gets, seconds.
+
+        Args:
+            leaving: makes the events of what goes with the service; they share its transaction.
 
         Raises:
             NotFound: there is no such service.
@@ -199,7 +243,8 @@ class Supervisor:
         self.services.remove(tenant, service_id)
         self._in_background(self._end(service, grace_s))
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
-        await self._store.record(Event.new(tenant, "service_killed", service_id, payload))
+        killed = Event.new(tenant, "service_killed", service_id, payload)
+        await self._store.record(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
         return grace_s
 
     async def _end(self, service: Service, grace_s: float) -> None:
@@ -218,6 +263,19 @@ class Supervisor:
             raise NotFound(f"there is no service {service_id!r} of tenant {tenant!r}; `list` shows what there is")
         return service
 
+    # -- recovery ------------------------------------------------------------------------------------------------
+
+    def expect(self, row: ServiceRow, limits: Limits) -> Service:
+        """Enter a service of the desired state: it has its place, and its mailbox waits until it is recovered."""
+        room = self._rooms.take(row.tenant, row.service_id)
+        service = Service.recovered(Spec(row.tenant, row.service_id, row.version, limits, room), self, row)
+        self.services.put(row.tenant, row.service_id, service)
+        return service
+
+    def leave_alone(self, row: ServiceRow) -> None:
+        """Know of a service that stays in the desired state without being started, so that versions go on counting."""
+        self._versions_before[row.tenant, row.service_id] = row.version.number
+
     async def check(self, filename: str, text: bytes) -> dict[str, Any]:
         """Compile source and report its methods in a process of its own, which runs nothing of it."""
         process = await self._pool.take()
@@ -230,14 +288,32 @@ class Supervisor:
 
     # -- the house of its services -------------------------------------------------------------------------------
 
-    async def new_process(self) -> Process:
-        return await self._pool.take()
+    def opened(self, ports: tuple[int, ...]) -> None:
+        """The kernel's own ports are known: no service may reach them, whatever its network."""
+        self._ports().set_result(ports)
+
+    def _ports(self) -> asyncio.Future[tuple[int, ...]]:
+        if self._own_ports is None:
+            self._own_ports = asyncio.get_running_loop().create_future()
+        return self._own_ports
+
+    async def own_ports(self) -> tuple[int, ...]:
+        """The kernel's own ports, once its gateways have opened them."""
+        return await asyncio.shield(self._ports())
+
+    async def new_process(self, source: Source, owner: Owner) -> Process:
+        return await self._pool.take(source, owner)
 
     def refill(self) -> None:
         self._pool.refill()
 
-    def note(self, *events: Event) -> None:
-        self._store.record_soon(*events)
+    def pause_pool(self, paused: bool) -> None:
+        """Let no blanks be made while a recovery needs the cores; what it starts begins with its source at once."""
+        self._pool.paused = paused
+        self._pool.refill()
+
+    def note(self, *events: Event, changes: Sequence[Change] = ()) -> None:
+        self._store.record_soon(*events, changes=changes)
 
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None:
         self._logs.append(tenant, service_id, stream, line)
@@ -272,19 +348,20 @@ class Supervisor:
 
     def kill_all(self) -> None:
         """SIGKILL to every process, for a shutdown that can't wait."""
+        self._hurried = True
         for service in self.services.all():
             if service.process is not None:
                 service.process.stopping = True
                 service.process.kill()
 
     async def close(self, grace_s: float | None) -> None:
-        """End every service, each within its own grace period or `grace_s`, and the pool."""
+        """Let calls in flight finish, then end every service and the pool.
+
+        Args:
+            grace_s: for both together, seconds; None: each service's own.
+        """
         self._closing = True
-        ends = [
-            service.end("shutdown", service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s)
-            for service in self.services.all()
-        ]
-        await asyncio.gather(*ends)
+        await end_all([*{*self.services.all(), *self._coming_up}], grace_s, lambda: self._hurried)
         for request in list(self._requests):
             request.cancel()
         await self._pool.close()
