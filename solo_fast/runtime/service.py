@@ -29,13 +29,12 @@ from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.breaker import BreakerSettings, CircuitBreaker
 from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.external import Program
-from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
+from solo_fast.runtime.process import UNSENT_BYTES_MAX, Description, Ending, Owner, Process, Source
 from solo_fast.runtime.rooms import Room
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 RECENT_EVENTS = 10
-UNSENT_BYTES_MAX = 32 * 1024 * 1024
 PROBING_RETRY_MS = 100  # while the calls that are to close or open a half-open circuit are under way
 
 
