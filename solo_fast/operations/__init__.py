@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from solo_fast._ext.registry import Directory, Registration
-from solo_fast.config import Config, Values
+from solo_fast.config import NETWORKS, Config, Values
 from solo_fast.domain import messages as m
 from solo_fast.domain.errors import InvalidRequest, NotFound, PermissionDenied, TenantOverloaded
 from solo_fast.domain.events import Event
@@ -128,7 +128,7 @@ class Operations:
     async def status(self, caller: Caller, request: m.StatusRequest) -> m.StatusResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
         recent = await self._store.recent(caller.tenant, request.service_id, RECENT_EVENTS)
-        return views.status(service, recent)
+        return views.status(service, recent, self._supervisor.layers)
 
     async def list(self, caller: Caller, request: m.ListRequest) -> m.ListResponse:
         everything = self._supervisor.services.of_tenant(caller.tenant)
@@ -184,6 +184,7 @@ class Operations:
 
     async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[Events]:
         _check_local(caller)
+        _check_filter(request.service_id)
         with self._watching(caller.tenant):
             events = _mapped(
                 views.event_view,
@@ -203,6 +204,7 @@ class Operations:
 
     async def events(self, caller: Caller, request: m.ListEventsRequest) -> m.ListEventsResponse:
         _check_local(caller)
+        _check_filter(request.service_id)
         page = await self._store.page(
             caller.tenant, request.since_id, request.limit, request.service_id, request.event_types
         )
@@ -210,6 +212,7 @@ class Operations:
         return m.ListEventsResponse(events=[views.event_view(event) for event in page], next=next_id)
 
     async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[Lines]:
+        _check_filter(request.service_id)
         if not request.follow:
             lines = await self._logs.tail(caller.tenant, request.service_id, request.tail or 1000, request.since_id)
             yield [views.log_entry(line) for line in lines]
@@ -342,12 +345,22 @@ def _check_local(caller: Caller) -> None:
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     """The deploy's own limits over the tenant's, which are over the kernel's."""
 
-    def pick(name: str) -> int:
-        own = getattr(asked, name)
-        value: int = config.get(f"service.{name}") if own is None else own
-        return value
+    def pick(name: str) -> Any:
+        own = getattr(asked, name, None)
+        return config.get(f"service.{name}") if own is None else own
 
-    return Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+    limits = Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+    ceiling = config.get("security.network_ceiling")
+    if NETWORKS.index(limits.network) > NETWORKS.index(ceiling):
+        raise PermissionDenied(
+            f"network {limits.network!r} is more than a deploy may ask for; security.network_ceiling is {ceiling!r}"
+        )
+    return limits
+
+
+def _check_filter(service_id: str) -> None:
+    if service_id:  # else: of every service; an id that can't be one would be waited for in vain
+        check_id("service_id", service_id)
 
 
 def _check_name(field: str, name: str) -> None:

@@ -15,13 +15,15 @@ import orjson
 
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
 from solo_fast.domain.messages import Stream
-from solo_fast.runtime.external import Door, Program
+from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.external import Door, Program, UnreachableError
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
 EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for
+LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
 
 log = logging.getLogger("solo.process")
 
@@ -37,13 +39,19 @@ class LinkLimits:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a process is to run. `code`: the marshalled code object of this very source, or nothing yet."""
+    """What a process is to run, and within what.
+
+    Attributes:
+        work_dir: "" for none.
+        code: the marshalled code object of this very source, or nothing yet.
+    """
 
     tenant: str
     service_id: str
     filename: str
     text: bytes
     work_dir: str
+    bounds: Bounds
     code: bytes = b""
     program: Program | None = None
 
@@ -275,6 +283,7 @@ class Process(asyncio.Protocol):
             "filename": source.filename,
             "work_dir": source.work_dir,
             "result_bytes_max": self.limits.result_bytes,
+            "bounds": source.bounds,
         }
         if source.program is not None:
             header["program"] = asdict(source.program)
@@ -331,7 +340,7 @@ class Process(asyncio.Protocol):
             result = await door.post(method, arguments)
         except SoloError as failure:
             error = failure
-            if isinstance(failure, ServiceError) and "status" not in failure.details:
+            if isinstance(failure, UnreachableError):
                 # It broke off and may just be dying: who calls next is to find it restarting, not on its way out.
                 await asyncio.wait([self.exited], timeout=EXIT_SECONDS_MAX)
         if self.pending.get(message_id) is None:  # a cast, whose failure nobody waits for
@@ -416,6 +425,14 @@ class Process(asyncio.Protocol):
             self._loading.set_exception(error)
         else:
             self._loading.set_result(value)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.alive and self._exit_task is None and not self._is_program:  # its end is usually seen a moment later
+            self._loop.call_later(LINK_SECONDS_MAX, self._unlinked)
+
+    def _unlinked(self) -> None:
+        if self.alive and self._exit_task is None:
+            self._broken(FrameError("it closed it"))
 
     def _broken(self, error: FrameError) -> None:
         log.warning("pid %d broke its link: %s", self.pid, error)

@@ -10,15 +10,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, ShuttingDown, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, ServiceState, Stream
+from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.external import Program
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
+from solo_fast.runtime.rooms import Room
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -36,6 +37,11 @@ class Limits:
     shutdown_timeout_ms: int
     mailbox_limit: int
     max_in_flight: int
+    max_memory_bytes: int
+    max_processes: int
+    network: Network
+    max_open_files: int
+    max_file_bytes: int
 
 
 @dataclass(slots=True)
@@ -46,7 +52,21 @@ class Spec:
     service_id: str
     version: Version
     limits: Limits
-    work_dir: Path
+    room: Room
+
+    def bounds(self, closed_ports: tuple[int, ...]) -> Bounds:
+        """What its processes are confined to; `closed_ports`: those of this host that they may never connect to."""
+        limits = self.limits
+        return Bounds(
+            uid=self.room.uid,
+            network=limits.network,
+            closed_ports=closed_ports,
+            memory_bytes=limits.max_memory_bytes,
+            processes=limits.max_processes,
+            files=limits.max_open_files,
+            file_bytes=limits.max_file_bytes,
+            programs=self.version.format == "external_binary",
+        )
 
     @property
     def text(self) -> bytes:
@@ -69,6 +89,7 @@ class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
 
     async def new_process(self, source: Source, owner: Owner) -> Process: ...
+    async def own_ports(self) -> tuple[int, ...]: ...
     def refill(self) -> None: ...
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
@@ -146,8 +167,16 @@ class Service(Owner):
         """
         spec = self.spec
         code = self.house.code_for(spec.tenant, self._digest)
+        closed_ports = () if spec.limits.network == "none" else await self.house.own_ports()
         source = Source(
-            spec.tenant, spec.service_id, spec.version.filename, spec.text, str(spec.work_dir), code, spec.program
+            spec.tenant,
+            spec.service_id,
+            spec.version.filename,
+            spec.text,
+            str(spec.room.work_dir),
+            spec.bounds(closed_ports),
+            code,
+            spec.program,
         )
         process = await self.house.new_process(source, self)
         self._process = process
