@@ -89,4 +89,7 @@ def _prepare_sandbox(control_fd: int, lifeline_fd: int) -> None:
             sys.exit(0)  # the kernel is gone already
         settings = sandbox.Settings(**json.loads(told))
         reports = sandbox.prepare(settings, lambda *fds: child.set_up(*fds, lifeline_fd))
-        control.send(json.dumps([asdict(report) for report in reports.values()]).encode())
+        try:
+            control.send(json.dumps([asdict(report) for report in reports.values()]).encode())
+        except BrokenPipeError:  # the kernel was killed meanwhile
+            sys.exit(0)
