@@ -57,7 +57,8 @@ class Operation:
     Attributes:
         name: also the name of the handler on `Operations`.
         permission: that the caller needs; "" for none.
-        needs_tenant: whether a caller without a tenant is refused; of events, one without gets the system's.
+        needs_tenant: whether a caller without a tenant is refused.
+        of_system: whether a caller without one asks for the system's own, on loopback only.
         rpc: method of solo.v1.SoloKernel; "" where another gRPC service has it.
         http: None where REST has its own page for it.
         streams: the handler is an async iterator of lists of `response`.
@@ -76,6 +77,7 @@ class Operation:
     rpc: str = ""
     http: Http | None = None
     needs_tenant: bool = True
+    of_system: bool = False
     streams: bool = False
     grpc_names: Mapping[str, str] = field(default_factory=dict)
     grpc_values: Mapping[str, str] = field(default_factory=dict)
@@ -105,10 +107,11 @@ TABLE: tuple[Operation, ...] = (
     Operation("check", "Compile source and report its methods and findings, without running it.", "service:deploy", _R,
               m.CheckRequest, m.CheckResponse, rpc="Check", http=Http("POST", "/check", body="json")),
     Operation("watch", "Events as they happen.", "event:read", _S, m.WatchRequest, m.EventView,
-              rpc="Watch", streams=True, needs_tenant=False,
+              rpc="Watch", streams=True, needs_tenant=False, of_system=True,
               http=Http("GET", "/events", headers={"last-event-id": "since_id"}, event="event_type")),
     Operation("events", "Stored events, by page.", "event:read", _R, m.ListEventsRequest, m.ListEventsResponse,
-              rpc="ListEvents", http=Http("GET", "/events", when={"format": "json"}), needs_tenant=False),
+              rpc="ListEvents", http=Http("GET", "/events", when={"format": "json"}), needs_tenant=False,
+              of_system=True),
     Operation("verify", "Walk the event log's hash chain, and say where it breaks.", "system:read", _R,
               m.VerifyRequest, m.VerifyResponse, rpc="VerifyEvents", http=Http("GET", "/events/verify"),
               needs_tenant=False),
