@@ -17,6 +17,9 @@ PageLimit = Annotated[int, Meta(ge=1, le=1000, description="Entries a page.")]
 Metadata = dict[str, str]
 Format = Literal["python_source", "elixir_source", "external_binary"]
 
+Network = Literal["none", "loopback", "all"]
+"""What a service may reach: nothing, this host's own loopback addresses, everything."""
+
 Stream = Literal["stdout", "stderr", "log"]
 """Where a log line came from: what the service printed, or what it logged through `self.solo`."""
 
@@ -70,6 +73,9 @@ class ServiceLimits(Request, kw_only=True):
     shutdown_timeout_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
     mailbox_limit: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    max_memory_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] | None = None
+    max_processes: Annotated[int, Meta(ge=1, le=30_000)] | None = None
+    network: Network | None = None
     breaker_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     breaker_open_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
     breaker_successes: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
@@ -139,6 +145,8 @@ class ServiceEntry(Response, kw_only=True):
 
 
 class StatusResponse(ServiceEntry, kw_only=True):
+    """`sandbox`: the layers that hold it, of those that `solo doctor` lists."""
+
     updated_at: datetime
     memory_bytes: int
     message_queue_len: int
@@ -147,6 +155,8 @@ class StatusResponse(ServiceEntry, kw_only=True):
     version: int
     recent_events: list[EventView]
     labels: Metadata
+    network: Network
+    sandbox: list[str]
     circuit: Circuit = "closed"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from solo_fast.domain.errors import DeployFailed, InternalError
 from solo_fast.runtime.checkers import Checkers
 from solo_fast.runtime.examination import CLEAN
+from solo_fast.runtime.rooms import Rooms
 
 
 class NoProcesses:
@@ -41,7 +43,7 @@ class Deployed:
 def test_a_source_that_could_not_be_checked_has_an_error_and_is_tried_again():
     async def scenario():
         pool, service = NoProcesses(), Deployed()
-        checkers = Checkers(pool)
+        checkers = Checkers(pool, Rooms(Path("/nowhere"), range(0)))
         assert await checkers.start(service, "warn") == "described"
         [finding] = service.examination.findings
         assert (finding.rule, finding.severity) == ("unchecked", "error")
