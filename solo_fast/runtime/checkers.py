@@ -93,7 +93,7 @@ class Checkers:
         try:
             async with self._turn:
                 for _ in range(times):
-                    await self._in_shared(Kind.EXAMINE, "warm.py", text)
+                    await self._in_shared(Kind.EXAMINE, "warm.py", text, CHECK_SECONDS)
         except (InternalError, DeployFailed) as error:
             log.warning("no checker is kept ready: %s", error)
         finally:
@@ -110,7 +110,7 @@ class Checkers:
         self._pool.refill()
         return _Checker(process, Bounds(uid=uid))
 
-    async def _in_shared(self, kind: int, filename: str, text: bytes) -> dict[str, Any]:
+    async def _in_shared(self, kind: int, filename: str, text: bytes, timeout_s: float) -> dict[str, Any]:
         """Ask the shared checker; whoever does has the turn. What goes wrong there ends it."""
         checker = self._shared
         if checker is None or not checker.usable:
@@ -119,7 +119,7 @@ class Checkers:
             self._shared = None
             self._shared = checker = await self._take()
         try:
-            return await checker.look(kind, filename, text, TURN_SECONDS)
+            return await checker.look(kind, filename, text, timeout_s)
         except BaseException:
             checker.process.kill()
             self._shared = None
@@ -137,11 +137,12 @@ class Checkers:
             self._waiting += 1
             try:
                 async with self._turn:
-                    return await self._in_shared(kind, filename, text)
-            except DeployFailed:  # it took too long, or took the checker down: whose source that was, shows alone
-                self.begin()
+                    return await self._in_shared(kind, filename, text, TURN_SECONDS)
+            except DeployFailed:
+                pass  # it took too long, or took the checker down: alone it shows whether that was its own doing
             finally:
                 self._waiting -= 1
+                self.begin()
         return await self._in_own(kind, filename, text)
 
     # -- what is asked -----------------------------------------------------------------------------------------------
