@@ -89,6 +89,8 @@ KEYS: tuple[Key, ...] = (
     Key("limits.metadata_length", 256, "characters of a metadata key or value", least=1, live=True),
     Key("security.auth", "open", "who a caller is: open trusts the x-tenant-id header, and is for loopback only",
         choices=("open", "token", "mtls")),
+    Key("security.code_check", "warn", "what the static check does to a deploy: off does not look, warn tells what it "
+        "found, deny refuses a source with errors", choices=("off", "warn", "deny"), live=True, per_tenant=True),
     Key("security.sandbox", "on", "off runs services unconfined, as the kernel's own user; for finding out what breaks",
         choices=("on", "off")),
     Key("security.require_layers", "", "layers of the sandbox, by comma, without which the kernel does not start;"
@@ -99,8 +101,6 @@ KEYS: tuple[Key, ...] = (
         "folders, by comma, whose programs and libraries external binaries may execute and read"),
     Key("security.network_ceiling", "loopback", "the most that a deploy may ask for as its network",
         choices=("none", "loopback", "all"), live=True, per_tenant=True),
-    Key("security.code_check", "warn", "what the static check does to a deploy: off does not look, warn tells what it "
-        "found, deny refuses a source with errors", choices=("off", "warn", "deny"), live=True, per_tenant=True),
     Key("database.events_db", "events.db", "name of the event database within data_dir"),
     Key("database.keep_events", 0, "events kept, of all tenants; the oldest are pruned behind a checkpoint; 0: all"),
     Key("database.keep_days", 0, "days that events are kept; 0: for ever", most=36_500),
@@ -116,16 +116,6 @@ KEYS: tuple[Key, ...] = (
         per_tenant=True),
     Key("service.max_in_flight", 1000, "calls in flight of one service", least=1, most=1_000_000, live=True,
         per_tenant=True),
-    Key("service.max_memory_bytes", 256 * MIB, "memory of a service's processes together", least=16 * MIB, most=2**50,
-        live=True, per_tenant=True),
-    Key("service.max_processes", 64, "processes and threads of a service, itself included", least=1, most=30_000,
-        live=True, per_tenant=True),
-    Key("service.network", "none", "what a service may reach that does not ask for more: nothing, this host's own"
-        " loopback, or everything", choices=("none", "loopback", "all"), live=True, per_tenant=True),
-    Key("service.max_open_files", 1024, "open files of each of a service's processes", least=16, most=2**20, live=True,
-        per_tenant=True),
-    Key("service.max_file_bytes", 1024 * MIB, "the largest file that a service can write", least=4096, most=2**50,
-        live=True, per_tenant=True),
     Key("service.breaker_failures", 5, "failed calls in a row that open a service's circuit; 0: they don't",
         most=1_000_000, live=True, per_tenant=True),
     Key("service.breaker_open_ms", 30_000, "for how long an open circuit refuses calls", least=1, most=86_400_000,
@@ -139,6 +129,16 @@ KEYS: tuple[Key, ...] = (
     Key("service.breaker_window_ms", 60_000, "what breaker_failure_percent looks back on", least=10, most=86_400_000,
         live=True, per_tenant=True),
     Key("service.breaker_min_calls", 20, "calls in breaker_window_ms below which there is no percentage", least=1,
+        live=True, per_tenant=True),
+    Key("service.max_memory_bytes", 256 * MIB, "memory of a service's processes together", least=16 * MIB, most=2**50,
+        live=True, per_tenant=True),
+    Key("service.max_processes", 64, "processes and threads of a service, itself included", least=1, most=30_000,
+        live=True, per_tenant=True),
+    Key("service.network", "none", "what a service may reach that does not ask for more: nothing, this host's own"
+        " loopback, or everything", choices=("none", "loopback", "all"), live=True, per_tenant=True),
+    Key("service.max_open_files", 1024, "open files of each of a service's processes", least=16, most=2**20, live=True,
+        per_tenant=True),
+    Key("service.max_file_bytes", 1024 * MIB, "the largest file that a service can write", least=4096, most=2**50,
         live=True, per_tenant=True),
     Key("service.warm_pool", 8, "blank processes kept ready for deploys; 0 keeps none", most=1000),
 )  # fmt: skip

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -49,19 +50,30 @@ class Startable(Protocol):
     async def end(self, reason: str, grace_s: float) -> None: ...
 
 
-class Checkers:
-    """Hands sources to checkers, and remembers what they found, by tenant and source.
+@dataclass(slots=True)
+class _Checker:
+    """A blank that looks at sources. It is confined once, before the first, under a user id of its own."""
 
-    Args:
-        rooms: gives a user id, which all checkers have: they run nothing of anybody's.
-    """
+    process: Process
+    bounds: Bounds
+    turns: int = 0
+
+    @property
+    def usable(self) -> bool:
+        return self.process.alive and not self.process.exited.done() and self.turns < TURNS_MAX
+
+    async def look(self, kind: int, filename: str, text: bytes, timeout_s: float) -> dict[str, Any]:
+        self.turns += 1
+        return await self.process.check(Source("", "", filename, text, "", self.bounds), timeout_s, kind)
+
+
+class Checkers:
+    """Hands sources to checkers, and remembers what they found, by tenant and source."""
 
     def __init__(self, pool: WarmPool, rooms: Rooms) -> None:
         self._pool = pool
         self._rooms = rooms
-        self._uid = 0
-        self._shared: Process | None = None
-        self._turns = 0
+        self._shared: _Checker | None = None
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._stocking: asyncio.Task[None] | None = None
@@ -82,53 +94,56 @@ class Checkers:
         try:
             async with self._turn:
                 for _ in range(times):
-                    await self._in_shared(Kind.EXAMINE, "warm.py", text)
+                    await self._in_shared(Kind.EXAMINE, "warm.py", text, CHECK_SECONDS)
         except (InternalError, DeployFailed) as error:
             log.warning("no checker is kept ready: %s", error)
         finally:
             self._stocking = None
 
-    def _source(self, filename: str, text: bytes) -> Source:
-        return Source("", "", filename, text, "", Bounds(uid=self._uid))
-
-    async def _take(self) -> Process:
-        process = await self._pool.take()
+    async def _take(self) -> _Checker:
+        uid = self._rooms.take_uid()
+        try:
+            process = await self._pool.take()
+        except BaseException:
+            self._rooms.release_uid(uid)
+            raise
+        process.exited.add_done_callback(lambda _: self._rooms.release_uid(uid))
         self._pool.refill()
-        return process
+        return _Checker(process, Bounds(uid=uid))
 
-    async def _in_shared(self, kind: int, filename: str, text: bytes) -> dict[str, Any]:
+    async def _in_shared(self, kind: int, filename: str, text: bytes, timeout_s: float) -> dict[str, Any]:
         """Ask the shared checker; whoever does has the turn. What goes wrong there ends it."""
         checker = self._shared
-        if checker is None or not checker.alive or checker.exited.done() or self._turns >= TURNS_MAX:
+        if checker is None or not checker.usable:
             if checker is not None:
-                checker.kill()
-            self._shared, self._turns = None, 0
+                checker.process.kill()
+            self._shared = None
             self._shared = checker = await self._take()
-        self._turns += 1
         try:
-            return await checker.check(self._source(filename, text), TURN_SECONDS, kind)
+            return await checker.look(kind, filename, text, timeout_s)
         except BaseException:
-            checker.kill()
+            checker.process.kill()
             self._shared = None
             raise
 
     async def _in_own(self, kind: int, filename: str, text: bytes) -> dict[str, Any]:
         checker = await self._take()
         try:
-            return await checker.check(self._source(filename, text), CHECK_SECONDS, kind)
+            return await checker.look(kind, filename, text, CHECK_SECONDS)
         finally:
-            checker.kill()
+            checker.process.kill()
 
     async def _ask(self, kind: int, filename: str, text: bytes) -> dict[str, Any]:
         if len(text) <= TURN_BYTES and self._waiting < WAITING_MAX:
             self._waiting += 1
             try:
                 async with self._turn:
-                    return await self._in_shared(kind, filename, text)
-            except DeployFailed:  # it took too long, or took the checker down: whose source that was, shows alone
-                self.begin()
+                    return await self._in_shared(kind, filename, text, TURN_SECONDS)
+            except DeployFailed:
+                pass  # it took too long, or took the checker down: alone it shows whether that was its own doing
             finally:
                 self._waiting -= 1
+                self.begin()
         return await self._in_own(kind, filename, text)
 
     # -- what is asked -----------------------------------------------------------------------------------------------
@@ -205,5 +220,5 @@ class Checkers:
         if tasks:
             await asyncio.wait(tasks)
         if self._shared is not None:
-            self._shared.kill()
-            await asyncio.wait([self._shared.exited])
+            self._shared.process.kill()
+            await asyncio.wait([self._shared.process.exited])

@@ -1,8 +1,8 @@
 """The service process, from the fork to its receive loop.
 
 A blank child is set up here before it knows what it will run: its own session, its own stdio, a clean environment,
-nothing inherited but its link and its lifeline. Then it waits for a first frame, confines itself (runtime/sandbox.py),
-and becomes the service that a LOAD or EXEC frame brings, or answers CHECK and EXAMINE frames.
+nothing inherited but its link and its lifeline. Then it waits for an order, confines itself (runtime/sandbox.py), and
+becomes the service that a LOAD frame brings; or it answers CHECK and EXAMINE frames.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _serve(sock: socket.socket, *, ordered: bool) -> None:
         message = f"the process can't be confined to its sandbox: {error}"
         link.send(Kind.FAILED, 0, encode({"message": message, "diagnostics": []}))
         leave(1)
-    while kind in (Kind.CHECK, Kind.EXAMINE):
+    while kind in (Kind.CHECK, Kind.EXAMINE):  # and nothing else comes: whoever looks at sources is no service
         report = contract.report(order.source, order.filename) if kind == Kind.CHECK else analyse(order.source)
         link.send(Kind.REPORT, 0, encode(report))
         kind, order = _next_order(link)

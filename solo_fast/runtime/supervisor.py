@@ -89,7 +89,7 @@ class Supervisor:
         self._pool = WarmPool(zygote, link_limits, warm_pool)
         self._rooms = rooms
         self._handle_request = handle_request
-        self._checkers = Checkers(self._pool, rooms)
+        self._checkers = Checkers(self._pool, self._rooms)
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()

@@ -76,6 +76,7 @@ def warmed(own_server: Server) -> Server:
     own_server.request("DELETE", "/services/first")
     pool = 8
     eventually(lambda: len(descendants(own_server.pid)) == pool + 2, "the pool is full, beside zygote and checker")
+    eventually(lambda: not os.listdir(own_server.data_dir / "work"), "the first one's work directory is gone")
     return own_server
 
 

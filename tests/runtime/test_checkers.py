@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from solo_fast.domain.errors import DeployFailed, InternalError
 from solo_fast.runtime.checkers import Checkers
 from solo_fast.runtime.examination import CLEAN
+from solo_fast.runtime.rooms import Rooms
 
 
 class NoProcesses:
     """A pool on a host that is full."""
 
-    taken = 0
-
     async def take(self):
-        self.taken += 1
         raise InternalError("no new process")
 
     def refill(self):
@@ -40,8 +39,8 @@ class Deployed:
 
 def test_a_source_that_could_not_be_checked_has_an_error_and_is_tried_again():
     async def scenario():
-        pool, service = NoProcesses(), Deployed()
-        checkers = Checkers(pool)
+        service = Deployed()
+        checkers = Checkers(NoProcesses(), Rooms(Path("/nowhere"), range(0)))
         assert await checkers.start(service, "warn") == "described"
         [finding] = service.examination.findings
         assert (finding.rule, finding.severity) == ("unchecked", "error")
@@ -49,9 +48,10 @@ def test_a_source_that_could_not_be_checked_has_an_error_and_is_tried_again():
         with pytest.raises(DeployFailed) as caught:
             await checkers.start(service, "deny")
         assert [found["rule"] for found in caught.value.details["diagnostics"]] == ["unchecked"]
-        assert (service.started, pool.taken) == (1, 2)
+        assert service.started == 1
+        service.examination = CLEAN
         assert await checkers.start(service, "off") == "described"
-        assert pool.taken == 2
+        assert service.examination is CLEAN
         await checkers.close()
 
     asyncio.run(scenario())
