@@ -85,7 +85,6 @@ class Checkers:
 
     def begin(self) -> None:
         """Have the shared checker ready soon, and warm."""
-        self._uid = self._uid or self._rooms.take_uid()
         if self._shared is None and self._stocking is None and not self._closing:
             self._stocking = asyncio.get_running_loop().create_task(self._stock())
 
