@@ -202,6 +202,8 @@ def _print_status(entry: dict[str, Any]) -> None:
             ("cpu", f"{entry['reductions'] / 1e6:.3f} s"),
             ("created", moment(entry["created_at"])),
             ("changed", moment(entry["updated_at"])),
+            ("network", entry["network"]),
+            ("sandbox", ", ".join(entry["sandbox"]) or "off: it is not confined"),
             *(((f"label {name}"), value) for name, value in entry["labels"].items()),
         ]
     )

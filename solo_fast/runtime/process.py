@@ -75,6 +75,8 @@ class Description:
         Raises:
             ValueError, TypeError: it is not what a service says.
         """
+        if not isinstance(described, dict):
+            raise TypeError("it describes itself by something else than an object")
         made = cls(**{**described, "methods": frozenset(described.get("methods", ()))})
         if not all(isinstance(name, str) for name in (made.kind, made.class_name, *made.methods)):
             raise ValueError("it describes itself by something else than names")
