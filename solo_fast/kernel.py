@@ -142,6 +142,7 @@ class Kernel:
         from solo_fast._ext.registry import Directory
         from solo_fast._ext.shedder import Shedder
         from solo_fast.operations import Operations
+        from solo_fast.runtime.limiter import Limiter, memory_ceiling
         from solo_fast.runtime.process import LinkLimits
         from solo_fast.runtime.supervisor import Supervisor
         from solo_fast.store.eventstore import EventStore
@@ -176,6 +177,16 @@ class Kernel:
                 line_bytes=config.get("limits.log_line_bytes"),
             ),
             warm_pool=config.get("service.warm_pool"),
+            limiter=Limiter(
+                self.store.record_soon,
+                data_dir / "run",
+                use_cgroups=config.get("service.cgroups") != "off",
+                usual=(
+                    memory_ceiling(config.get("service.max_memory_bytes"), config.get("service.memory_action")),
+                    config.get("service.max_processes"),
+                ),
+                movable=lambda: frozenset((os.getpid(), zygote.pid)),
+            ),
             work_root=data_dir / "work",
             handle_request=self._inside_request,
         )

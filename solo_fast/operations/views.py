@@ -14,6 +14,8 @@ from solo_fast.domain.events import Event
 from solo_fast.runtime.service import Service
 from solo_fast.store.lines import LogLine
 
+_LIMITS = m.ServiceLimits.__struct_fields__
+
 
 def time_of(epoch_ms: int) -> datetime:
     return datetime.fromtimestamp(epoch_ms / 1000, UTC)
@@ -74,6 +76,8 @@ def status(service: Service, recent: Iterable[Event]) -> m.StatusResponse:
         version=service.spec.version,
         recent_events=[event_view(event) for event in recent],
         labels=service.spec.metadata,
+        limits=m.ServiceLimits(**{name: getattr(service.spec.limits, name) for name in _LIMITS}),
+        usage=service.house.limiter.usage(service.process),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from solo_fast.domain.errors import InternalError
 from solo_fast.runtime.process import LinkLimits, Process
@@ -21,12 +22,14 @@ class WarmPool:
 
     Args:
         size: how many to keep; 0 forks for each deploy.
+        enclose: told of each new blank.
     """
 
-    def __init__(self, zygote: ZygoteClient, limits: LinkLimits, size: int) -> None:
+    def __init__(self, zygote: ZygoteClient, limits: LinkLimits, size: int, enclose: Callable[[Process], None]) -> None:
         self._zygote = zygote
         self._limits = limits
         self._size = size
+        self._enclose = enclose
         self._blanks: list[Process] = []
         self._refilling: asyncio.Task[None] | None = None
         self._closing = False
@@ -50,6 +53,7 @@ class WarmPool:
         except InternalError:  # the zygote may just have died: the next one gets one try
             process = Process(self._zygote, self._limits)
             await process.start()
+        self._enclose(process)
         return process
 
     def refill(self) -> None:

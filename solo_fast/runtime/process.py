@@ -88,6 +88,10 @@ class Owner:
     def line(self, stream: Stream, text: str) -> None:
         """The service printed or logged a line."""
 
+    def sift(self, data: bytes, new: int) -> bytes:
+        """What may pass of printed lines, whose last `new` bytes have just come."""
+        return data
+
     def compiled(self, code: bytes) -> None:
         """The service compiled its source, and this is the marshalled code object."""
 
@@ -130,6 +134,7 @@ class Process(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pipes: list[PipeReader] = []
         self._exit_task: asyncio.Task[None] | None = None
+        self._holding: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
@@ -184,6 +189,9 @@ class Process(asyncio.Protocol):
 
     def line(self, stream: Stream, text: str) -> None:
         self.owner.line(stream, text)
+
+    def sift(self, data: bytes, new: int) -> bytes:
+        return self.owner.sift(data, new)
 
     # -- load and check ------------------------------------------------------------------------------------------
 
@@ -293,6 +301,7 @@ class Process(asyncio.Protocol):
         elif kind == Kind.LOG:
             for line in body[: self.limits.line_bytes].decode("utf-8", "replace").split("\n"):
                 self.owner.line("log", line)
+            self._hold_link()
         elif kind in (Kind.READY, Kind.REPORT):
             self._loaded(orjson.loads(body), None)
         elif kind == Kind.FAILED:
@@ -302,6 +311,18 @@ class Process(asyncio.Protocol):
             self.owner.compiled(body)
         else:
             raise FrameError(f"a service does not send frames of kind {kind}")
+
+    def _hold_link(self) -> None:
+        """A service that logs faster than its lines are taken waits with all that it says."""
+        if self.owner.saturated and self._holding is None and self._transport is not None:
+            self._transport.pause_reading()
+            self._holding = self._loop.create_task(self._read_on())
+
+    async def _read_on(self) -> None:
+        await self.owner.drained()
+        self._holding = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _settle(self, message_id: int, body: bytes, error: SoloError | None) -> None:
         future = self.pending.pop(message_id, None)
@@ -380,6 +401,8 @@ class Process(asyncio.Protocol):
 
     async def _close_io(self) -> None:
         """Read what it said last, then let its descriptors go."""
+        if self._holding is not None:
+            self._holding.cancel()
         if self._transport is not None:
             self._transport.close()
         if self._pipes:

@@ -14,9 +14,12 @@ from typing import Any, Protocol
 
 from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
+from solo_fast.domain.messages import Figures, LimitAction, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.limiter import Limiter
+from solo_fast.runtime.lograte import LogRate
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
+from solo_fast.runtime.violation import Refusals
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 RECENT_EVENTS = 10
@@ -36,6 +39,14 @@ class Limits:
     max_memory_bytes: int
     max_processes: int
     network: Network
+    memory_action: LimitAction
+    warn_percent: int
+    cpu: int
+    cpu_action: LimitAction
+    max_disk_bytes: int
+    disk_action: LimitAction
+    log_lines_per_second: int
+    log_burst: int
 
 
 @dataclass(slots=True)
@@ -55,6 +66,8 @@ class Spec:
 class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
 
+    @property
+    def limiter(self) -> Limiter: ...
     async def new_process(self) -> Process: ...
     def refill(self) -> None: ...
     def note(self, *events: Event) -> None: ...
@@ -77,6 +90,8 @@ class Service(Owner):
         restarts: how often its process was replaced after a crash.
         requests_pending: what it has asked of the kernel and is not answered yet.
         replacing: its successor is coming up.
+        violation: for which limit its newest process was killed.
+        log_rate, refusals, disk_bytes: what the limiter keeps of it from one process to the next.
     """
 
     def __init__(self, spec: Spec, house: House) -> None:
@@ -88,6 +103,10 @@ class Service(Owner):
         self.described: Description | None = None
         self.requests_pending = 0
         self.replacing = False
+        self.violation: Event | None = None
+        self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
+        self.refusals = Refusals(spec.tenant, spec.service_id, house.note)
+        self.disk_bytes = 0
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self._process: Process | None = None
@@ -117,7 +136,9 @@ class Service(Owner):
         source = Source(spec.tenant, spec.service_id, spec.filename, spec.text, str(spec.work_dir), code)
         process = await self.house.new_process()
         self._process = process
+        self.violation = None
         try:
+            await self.house.limiter.confine(self, process)
             self.described = await process.load(source, self, spec.limits.startup_timeout_ms / 1000)
         except BaseException:
             process.stopping = True
@@ -146,16 +167,29 @@ class Service(Owner):
         self.house.serve_request(self, process, message_id, body)
 
     def line(self, stream: Stream, text: str) -> None:
-        self.house.log_line(self.spec.tenant, self.spec.service_id, stream, text)
+        if stream != "log" or self.log_rate.take(len(text)):  # what was printed has been sifted already
+            self.house.log_line(self.spec.tenant, self.spec.service_id, stream, text)
+        else:
+            self._tell_flood()
+
+    def sift(self, data: bytes, new: int) -> bytes:
+        passed = self.log_rate.sift(data, new)
+        if passed is not data:
+            self._tell_flood()
+        return passed
+
+    def _tell_flood(self) -> None:
+        self.refusals.refused("log_lines", self.log_rate.seen, self.spec.limits.log_lines_per_second)
 
     def compiled(self, code: bytes) -> None:
         self.house.keep_code(self.spec.tenant, self._digest, code)
 
     @property
     def saturated(self) -> bool:
-        return self.house.logs_saturated
+        return self.log_rate.held or self.house.logs_saturated
 
     async def drained(self) -> None:
+        await self.log_rate.rested()
         await self.house.logs_drained()
 
     def ended(self, process: Process, ending: Ending) -> None:
@@ -163,13 +197,14 @@ class Service(Owner):
             return
         if self.state == "restarting":
             return  # it did not come up: _restart hears of it as a DeployFailed
+        self.house.limiter.conclude(process)
         self._crashed(ending)
 
     # -- crash and restart ---------------------------------------------------------------------------------------
 
     def _crashed(self, ending: Ending) -> None:
         figures: dict[str, Any] = {"exit_code": ending.exit_code, "signal": ending.signal, "restarts": self.restarts}
-        crash = self._event("service_crashed", figures)
+        crash = self._event("service_crashed", figures, self.violation)
         self.house.note(crash)
         self._restart_or_give_up(crash)
 
@@ -193,7 +228,7 @@ class Service(Owner):
             self._restarting = None
             diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
             payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
-            crash = self._event("service_crashed", payload, cause)
+            crash = self._event("service_crashed", payload, self.violation or cause)
             self.house.note(crash)
             self._restart_or_give_up(crash)
             return
@@ -225,6 +260,7 @@ class Service(Owner):
             timeout_s = max(0.0, deadline - loop.time())
         process = self._admit(method)
         if process.calls_pending >= self.spec.limits.max_in_flight:
+            self.refusals.refused("calls_in_flight", process.calls_pending, self.spec.limits.max_in_flight)
             raise TenantOverloaded(
                 f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
                 retry_after_ms=100,
@@ -262,6 +298,8 @@ class Service(Owner):
             known = ", ".join(sorted(self.described.methods)) or "none"
             raise NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
         if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
+            unsent = {"unsent_bytes": self._process.unsent_bytes}
+            self.refusals.refused("mailbox", self.mailbox_length, self.spec.limits.mailbox_limit, **unsent)
             raise TenantOverloaded(
                 f"the mailbox of {self.spec.service_id} is full ({self.mailbox_length} messages); try again later",
                 retry_after_ms=100,
@@ -273,6 +311,7 @@ class Service(Owner):
         if self.state == "gave_up":
             raise self._gave_up()
         if len(self._waiting) >= self.spec.limits.mailbox_limit:
+            self.refusals.refused("mailbox", len(self._waiting), self.spec.limits.mailbox_limit)
             raise TenantOverloaded(
                 f"the mailbox of {self.spec.service_id} is full while it restarts", retry_after_ms=500
             )

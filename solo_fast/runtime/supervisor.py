@@ -16,6 +16,7 @@ from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, Shutt
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.domain.messages import Stream
+from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Process, Source
 from solo_fast.runtime.service import Limits, Service, Spec
@@ -63,6 +64,7 @@ class Supervisor:
     """Owns every Service, the warm pool, and the services' work directories.
 
     Args:
+        limiter: holds services to their limits; started and closed with this.
         work_root: folder under which each service gets its own working directory.
         handle_request: carries out what a service asks through `self.solo`.
     """
@@ -75,13 +77,15 @@ class Supervisor:
         logs: LogBook,
         link_limits: LinkLimits,
         warm_pool: int,
+        limiter: Limiter,
         work_root: Path,
         handle_request: RequestHandler,
     ) -> None:
         self.services = Services()
         self._store = store
         self._logs = logs
-        self._pool = WarmPool(zygote, link_limits, warm_pool)
+        self.limiter = limiter
+        self._pool = WarmPool(zygote, link_limits, warm_pool, limiter.enclose)
         self._work_root = work_root
         self._handle_request = handle_request
         self._codes = CodeCache(CODE_BYTES_MAX)
@@ -93,6 +97,7 @@ class Supervisor:
     def start(self) -> None:
         shutil.rmtree(self._work_root, ignore_errors=True)  # of a kernel that was killed
         self._work_root.mkdir(mode=0o700)
+        self.limiter.start()
         self._pool.refill()
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
@@ -291,4 +296,5 @@ class Supervisor:
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
+        await self.limiter.close()
         shutil.rmtree(self._work_root, ignore_errors=True)

@@ -76,6 +76,7 @@ def warmed(own_server: Server) -> Server:
     own_server.request("DELETE", "/services/first")
     pool = 8
     eventually(lambda: len(descendants(own_server.pid)) == pool + 1, "the pool is full")
+    eventually(lambda: not list((own_server.data_dir / "work").iterdir()), "its work directory is gone")
     return own_server
 
 
