@@ -42,11 +42,12 @@ class StartError(Exception):
     """The kernel can't start; the message says why and what to do."""
 
 
-def serve(config: Config, port_file: str | None = None) -> int:
+def serve(config: Config, port_file: str | None = None, *, recover: bool = True) -> int:
     """Run a kernel until it is told to stop.
 
     Args:
         port_file: where to write {"pid", "grpc", "http"} once both gateways accept.
+        recover: whether to start what the desired state holds.
 
     Returns:
         The exit code: 0 after a clean stop, 1 when it could not start.
@@ -54,13 +55,13 @@ def serve(config: Config, port_file: str | None = None) -> int:
     telemetry_logs.configure(config.get("solo.log_level"), config.get("solo.log_format"))
     try:
         with data_dir_lock(Path(config.get("solo.data_dir")).absolute()) as data_dir:
-            return _run(config, data_dir, port_file)
+            return _run(config, data_dir, port_file, recover=recover)
     except (StartError, SoloError) as error:
         log.critical("%s", error)
         return 1
 
 
-def _run(config: Config, data_dir: Path, port_file: str | None) -> int:
+def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool) -> int:
     from solo_fast.runtime.zygote_client import ZygoteClient
 
     kernel: Kernel | None = None
@@ -77,7 +78,7 @@ def _run(config: Config, data_dir: Path, port_file: str | None) -> int:
 
     async def live() -> None:
         nonlocal kernel
-        kernel = Kernel(config, data_dir, zygote)
+        kernel = Kernel(config, data_dir, zygote, recover=recover)
         await kernel.run(port_file)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -130,6 +131,21 @@ def notify_service_manager(state: str) -> None:
             log.warning("NOTIFY_SOCKET %s can't be told: %s", address, error.strerror)
 
 
+def _write_port_file(path: str | None, grpc_port: int, http_port: int) -> None:
+    if not path:
+        return
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps({"pid": os.getpid(), "grpc": grpc_port, "http": http_port}))
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StartError(
+            f"port file {path} can't be written ({error.strerror}); name another with --port-file"
+        ) from None
+
+
 class Kernel:
     """The parts, and their lifetimes.
 
@@ -138,12 +154,13 @@ class Kernel:
         started_at: monotonic seconds.
     """
 
-    def __init__(self, config: Config, data_dir: Path, zygote: ZygoteClient) -> None:
+    def __init__(self, config: Config, data_dir: Path, zygote: ZygoteClient, *, recover: bool = True) -> None:
         from solo_fast._ext.registry import Directory
         from solo_fast._ext.shedder import Shedder
         from solo_fast.operations import Operations
         from solo_fast.runtime.limiter import Limiter, memory_ceiling
         from solo_fast.runtime.process import LinkLimits
+        from solo_fast.runtime.recovery import Recovery
         from solo_fast.runtime.supervisor import Supervisor
         from solo_fast.store.eventstore import EventStore
         from solo_fast.store.logbook import LogBook
@@ -191,6 +208,8 @@ class Kernel:
             handle_request=self._inside_request,
         )
         self.operations = Operations(config, self, self.supervisor, self.store, self.logs, self.directory)
+        self.recovery = Recovery(self.supervisor, self.directory, self.store)
+        self._recover = recover
         self._inside: InsideGateway | None = None
         self._stop = asyncio.Event()
         self._grace_s: float | None = None
@@ -229,12 +248,22 @@ class Kernel:
             await self.zygote.connect()
             self.supervisor.start()
             stack.push_async_callback(self._close_services)
-            grpc_port, http_port = await self._open_gateways(stack)
-            await self.store.record(self._event("system_started", {"version": __version__, "pid": os.getpid()}))
-            self._announce(grpc_port, http_port, port_file)
+            started = self._event("system_started", {"version": __version__, "pid": os.getpid()})
+            await self.store.record(started)
+            await self._expect_services()
+            recovering = loop.create_task(self.recovery.run(started))
+            ports = await self._open_gateways(stack)
+            _write_port_file(port_file, *ports)
             upkeep = loop.create_task(self._upkeep())
-            await self._stop.wait()
+            stopping = loop.create_task(self._stop.wait())
+            await asyncio.wait([recovering, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done():
+                recovering.result()
+                self._announce(*ports)
+            await stopping
+            recovering.cancel()
             upkeep.cancel()
+            await asyncio.wait([recovering])
             log.info("shutting down")
             notify_service_manager("STOPPING=1")
             await self.store.record(self._event("system_shutdown_started", {}))
@@ -256,14 +285,24 @@ class Kernel:
             stack.push_async_callback(gateway.stop, GATEWAY_GRACE_SECONDS)
         return ports[0], ports[1]
 
-    def _announce(self, grpc_port: int, http_port: int, port_file: str | None) -> None:
+    async def _expect_services(self) -> None:
+        """Read the desired state, before the gateways open: what is called then waits for its service."""
+        from solo_fast.store import desired
+
+        services = await self.store.read(desired.all_services)
+        if self._recover:
+            self.recovery.expect(services, self.operations.limits_for)
+            self.recovery.register(await self.store.read(desired.all_registrations))
+            return
+        for row in services:
+            self.supervisor.leave_alone(row)
+        if services:
+            log.warning("--no-recover: %d services stay in the desired state and are not started", len(services))
+
+    def _announce(self, grpc_port: int, http_port: int) -> None:
         gc.collect()
         gc.freeze()  # what was built so far lives as long as the kernel: later collections need not look at it
         self.state = "healthy"
-        if port_file:
-            temporary = Path(f"{port_file}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"pid": os.getpid(), "grpc": grpc_port, "http": http_port}))
-            temporary.replace(port_file)
         notify_service_manager("READY=1")
         host = self.config.get("solo.host")
         print(  # noqa: T201 - the ready line is what `solo serve` prints
@@ -272,21 +311,26 @@ class Kernel:
 
     async def _upkeep(self) -> None:
         """Announce leases that ran out, and what was shed; once a second at most."""
+        from solo_fast.store.desired import RemoveRegistration
+
         while True:
             due = self.directory.next_expiry()
             wait_s = UPKEEP_SECONDS if due is None else min(UPKEEP_SECONDS, max(0.01, due - time.monotonic()))
             await asyncio.sleep(wait_s)
             for registration in self.directory.expire():
                 payload = {"service_name": registration.name, "ttl_seconds": registration.ttl_s}
-                self.store.record_soon(
-                    self._event("registration_expired", payload, registration.tenant, registration.service_id)
-                )
+                expired = self._event("registration_expired", payload, registration.tenant, registration.service_id)
+                gone = RemoveRegistration(registration.tenant, registration.handle)
+                self.store.record_soon(expired, changes=[gone])
             self._note_shed()
 
     def _note_shed(self) -> None:
+        from solo_fast.operations.table import Admission
+
         by_tenant: dict[str, list[dict[str, Any]]] = {}
         for (tenant, admission, reason), count in self.shedder.take_shed().items():
-            by_tenant.setdefault(tenant, []).append({"class": admission, "reason": reason, "count": count})
+            counted = {"admission": Admission(admission).name.lower(), "reason": reason, "count": count}
+            by_tenant.setdefault(tenant, []).append(counted)
         for tenant, counts in by_tenant.items():
             self.store.record_soon(self._event("load_shed", {"counts": counts}, tenant))
 
@@ -345,13 +389,19 @@ class Kernel:
         return HealthResponse(**self._figures())
 
     def metrics(self) -> MetricsResponse:
-        from solo_fast.domain.messages import MetricsResponse
+        from solo_fast.domain.messages import MetricsResponse, ShedCount
+        from solo_fast.operations.table import Admission
 
+        shed = self.shedder.stats()
         return MetricsResponse(
             **self._figures(),
             services=self.supervisor.services.count(),
             events=self.store.last_id,
             calls=self.operations.calls,
             in_flight=self.shedder.in_flight,
-            shed=self.shedder.stats()["shed"],
+            shed=shed["shed"],
+            shed_by=[
+                ShedCount(tenant=tenant, admission=Admission(admission).name.lower(), reason=reason, count=count)
+                for (tenant, admission, reason), count in shed["shed_by"].items()
+            ],
         )

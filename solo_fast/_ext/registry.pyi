@@ -74,6 +74,7 @@ class Directory:
         version: str,
         metadata: dict[str, str],
         ttl_s: float,
+        left_s: float = 0,
     ) -> Registration:
         """Enter a service under a name.
 
@@ -83,9 +84,11 @@ class Directory:
             handle: names the registration to its tenant; must be new to it.
             metadata: copied.
             ttl_s: seconds until it expires unless a heartbeat comes; 0: permanent.
+            left_s: seconds until its first end, for a lease that already runs; 0: ttl_s.
 
         Raises:
-            ValueError: the tenant has another registration of this handle, or ttl_s is negative or not a number.
+            ValueError: the tenant has another registration of this handle, or ttl_s or left_s is negative or not a
+                number.
             TypeError: a key or value of the metadata is no str.
         """
     def heartbeat(self, tenant: str, handle: str) -> Registration | None:

@@ -471,6 +471,7 @@ cdef class Directory:
         str version not None,
         dict metadata not None,
         double ttl_s,
+        double left_s=0,
     ):
         """Enter a service under a name.
 
@@ -480,9 +481,11 @@ cdef class Directory:
             handle: names the registration to its tenant; must be new to it.
             metadata: copied.
             ttl_s: seconds until it expires unless a heartbeat comes; 0: permanent.
+            left_s: seconds until its first end, for a lease that already runs; 0: ttl_s.
 
         Raises:
-            ValueError: the tenant has another registration of this handle, or ttl_s is negative or not a number.
+            ValueError: the tenant has another registration of this handle, or ttl_s or left_s is negative or not a
+                number.
             TypeError: a key or value of the metadata is no str.
         """
         cdef Registration registration, former
@@ -491,6 +494,8 @@ cdef class Directory:
         cdef double now
         if not ttl_s >= 0:
             raise ValueError(f"ttl_s is {ttl_s}; give seconds, or 0 for a permanent registration")
+        if not left_s >= 0:
+            raise ValueError(f"left_s is {left_s}; give seconds, or 0 for a lease that begins now")
         metadata = dict(metadata)
         for key, value in metadata.items():
             if type(key) is not str or type(value) is not str:
@@ -515,7 +520,7 @@ cdef class Directory:
         registration.version = version
         registration.metadata = metadata
         registration.ttl_s = ttl_s
-        registration.expires_at = INFINITY if ttl_s == 0 else now + ttl_s
+        registration.expires_at = INFINITY if ttl_s == 0 else now + (left_s or ttl_s)
         registration.replaced = former
         registration._number = self._numbers
         self._numbers += 1

@@ -76,13 +76,21 @@ class ServiceLimits(Request, kw_only=True):
 
 
 class DeployRequest(Request, kw_only=True):
+    """`code`: the source. Of an external binary: text that is put into its work directory as `filename`, or nothing;
+    `argv` and `env` say what runs, `port` (of loopback) or `socket` (a name in its work directory) where it will speak
+    HTTP."""
+
     service_id: str
-    code: str
+    code: str = ""
     format: Format = "python_source"
     replace: bool = False
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     metadata: Metadata = field(default_factory=dict)
     filename: str = ""
+    argv: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    socket: str = ""
 
 
 class DeployResponse(Response, kw_only=True):
@@ -365,7 +373,8 @@ class HealthRequest(Request, kw_only=True):
 
 class HealthResponse(Response, kw_only=True):
     """`timestamp` and `uptime_ms` are milliseconds (epoch and since start); `memory_mb` is the kernel's RSS in MiB;
-    `process_count` counts the kernel, its zygote and its children."""
+    `process_count` counts the kernel, its zygote and its children. The kernel is "starting" until the services of
+    the desired state are recovered."""
 
     status: Literal["healthy", "starting", "shutting_down"]
     version: str
@@ -379,12 +388,25 @@ class MetricsRequest(Request, kw_only=True):
     pass
 
 
+class ShedCount(Response, kw_only=True):
+    """Requests that were refused, of one tenant, admission class and reason.
+
+    Tenants that have gone idle are counted together as tenant "*".
+    """
+
+    tenant: str
+    admission: str
+    reason: str
+    count: int
+
+
 class MetricsResponse(HealthResponse, kw_only=True):
     services: int
     events: int
     calls: int
     in_flight: int
     shed: int
+    shed_by: list[ShedCount] = field(default_factory=list)
 
 
 class ErrorBody(Response, kw_only=True):

@@ -346,7 +346,10 @@ def _pages(kernel: Kernel) -> dict[str, _Endpoint]:
         return json_response(200, {"status": kernel.state})
 
     async def ready(exchange: _Exchange) -> Response:
-        return json_response(200 if kernel.state == "healthy" else 503, {"status": kernel.state})
+        recovery = kernel.recovery
+        services = {"total": recovery.total, "finished": recovery.finished, "failed": recovery.failed}
+        body = {"status": kernel.state, "recovery": services}
+        return json_response(200 if kernel.state == "healthy" else 503, body)
 
     return {"/": home, "/docs": docs, "/openapi.json": openapi, "/health/live": live, "/health/ready": ready}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -12,19 +13,25 @@ import msgspec
 from solo_fast._ext.registry import Directory, Registration
 from solo_fast.config import Config, Values
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, NotFound, PayloadTooLarge, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, NotFound, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.operations import views
 from solo_fast.operations.caller import Caller
+from solo_fast.operations.deploys import filename_of, settings_of, source_of
 from solo_fast.operations.streams import merge
 from solo_fast.runtime.service import Limits
 from solo_fast.runtime.supervisor import Supervisor
+from solo_fast.store.desired import (
+    PutRegistration,
+    RegistrationRow,
+    RemoveRegistration,
+    RenewRegistration,
+)
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
 RECENT_EVENTS = 10
-FILENAME_CHARACTERS_MAX = 255
 NAME_CHARACTERS_MAX = 128
 
 T = TypeVar("T")
@@ -75,42 +82,32 @@ class Operations:
 
     async def deploy(self, caller: Caller, request: m.DeployRequest) -> m.DeployResponse:
         check_id("service_id", request.service_id)
-        text = self._source_of(request)
+        text = source_of(request, self.config.get("limits.max_source_bytes"))
+        settings = settings_of(request)
         config = self.config.for_tenant(caller.tenant)
         self._check_tenants(caller.tenant)
         self._check_metadata("metadata", request.metadata)
         work = self._supervisor.deploy(
             caller.tenant,
             request.service_id,
-            filename=_filename(request.filename or f"{request.service_id}.py"),
+            format=request.format,
+            filename=filename_of(request.filename or f"{request.service_id}.py"),
             text=text,
-            limits=resolve_limits(config, request.limits),
-            metadata=request.metadata,
+            limits=self.limits_for(caller.tenant, request.limits),
+            settings=settings,
             replace=request.replace,
             services_max=config.get("limits.services_per_tenant"),
         )
         service = await self._to_the_end(work)
         return m.DeployResponse(
             service_id=request.service_id,
-            message=f"{request.service_id} is running (version {service.spec.version})",
-            version=service.spec.version,
+            message=f"{request.service_id} is running (version {service.spec.version.number})",
+            version=service.spec.version.number,
         )
 
-    def _source_of(self, request: m.DeployRequest | m.CheckRequest) -> bytes:
-        if request.format == "elixir_source":
-            raise InvalidRequest("format elixir_source is not supported; send Python source as python_source")
-        if request.format == "external_binary":
-            raise InvalidRequest("format external_binary is not supported by this version; send python_source")
-        try:
-            text = request.code.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest("code holds lone surrogates, which UTF-8 can't carry") from None
-        limit = self.config.get("limits.max_source_bytes")
-        if len(text) > limit:
-            raise PayloadTooLarge(f"code has {len(text)} bytes, more than limits.max_source_bytes ({limit})")
-        if not text.strip():
-            raise InvalidRequest("code is empty; send the source of a Python module")
-        return text
+    def limits_for(self, tenant: str, asked: m.ServiceLimits) -> Limits:
+        """What a tenant's service gets: its own limits over the tenant's, which are over the kernel's."""
+        return resolve_limits(self.config.for_tenant(tenant), asked)
 
     def _check_tenants(self, tenant: str) -> None:
         services = self._supervisor.services
@@ -156,10 +153,11 @@ class Operations:
         )
 
     async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> float:
-        given_s = await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force)
-        for registration in self._directory.remove_service(tenant, service_id):
-            self._store.record_soon(_unregistered(registration, "killed"))
-        return given_s
+        def leaving(killed: Event) -> list[Event]:
+            gone = self._directory.remove_service(tenant, service_id)
+            return [_unregistered(registration, "killed", killed) for registration in gone]
+
+        return await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force, leaving=leaving)
 
     async def call(self, caller: Caller, request: m.CallRequest) -> m.CallResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
@@ -174,7 +172,10 @@ class Operations:
         return m.CastResponse(service_id=request.service_id)
 
     async def check(self, caller: Caller, request: m.CheckRequest) -> m.CheckResponse:
-        report = await self._supervisor.check(_filename(request.filename or "service.py"), self._source_of(request))
+        if request.format == "external_binary":
+            raise InvalidRequest("there is nothing to check in an external binary; check is for python_source")
+        text = source_of(request, self.config.get("limits.max_source_bytes"))
+        report = await self._supervisor.check(filename_of(request.filename or "service.py"), text)
         return msgspec.convert(report, m.CheckResponse)
 
     # -- events and logs -----------------------------------------------------------------------------------------
@@ -251,7 +252,8 @@ class Operations:
             "metadata": registration.metadata,
         }
         try:
-            await self._store.record(Event.new(tenant, "service_registered", request.service_id, payload))
+            announced = Event.new(tenant, "service_registered", request.service_id, payload)
+            await self._store.record(announced, changes=[PutRegistration(_row(registration))])
         except BaseException:
             self._directory.unregister(tenant, registration.handle)
             raise
@@ -261,13 +263,17 @@ class Operations:
         registration = self._directory.heartbeat(caller.tenant, request.service_handle)
         if registration is None:
             raise _no_registration()
+        if registration.ttl_s:  # not waited for: a lease that falls back by one commit hurts nobody, a full disk would
+            renewed = RenewRegistration(caller.tenant, registration.handle, _expires_ms(registration))
+            self._store.record_soon(changes=[renewed])
         return m.HeartbeatResponse(service_handle=registration.handle, ttl_seconds=round(registration.ttl_s))
 
     async def unregister(self, caller: Caller, request: m.UnregisterServiceRequest) -> m.UnregisterServiceResponse:
         registration = self._directory.unregister(caller.tenant, request.service_handle)
         if registration is None:
             raise _no_registration()
-        await self._to_the_end(self._store.record(_unregistered(registration, "unregistered")))
+        gone = RemoveRegistration(caller.tenant, registration.handle)
+        await self._to_the_end(self._store.record(_unregistered(registration, "unregistered"), changes=[gone]))
         return m.UnregisterServiceResponse(service_handle=registration.handle)
 
     async def discover(self, caller: Caller, request: m.DiscoverServiceRequest) -> m.DiscoverServiceResponse:
@@ -334,12 +340,6 @@ def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     return Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
 
 
-def _filename(name: str) -> str:
-    if len(name) > FILENAME_CHARACTERS_MAX or any(c in name for c in "/\0\n\r"):
-        raise InvalidRequest(f"filename is one name without slashes, of at most {FILENAME_CHARACTERS_MAX} characters")
-    return name
-
-
 def _check_name(field: str, name: str) -> None:
     if not name or len(name) > NAME_CHARACTERS_MAX or not name.isprintable() or "/" in name:
         raise InvalidRequest(f"{field} is 1 to {NAME_CHARACTERS_MAX} printable characters without a slash")
@@ -349,6 +349,23 @@ def _no_registration() -> NotFound:
     return NotFound("there is no such registration: its lease may have expired; register again")
 
 
-def _unregistered(registration: Registration, reason: str) -> Event:
+def _expires_ms(registration: Registration) -> int:
+    return time.time_ns() // 1_000_000 + round(registration.ttl_s * 1000) if registration.ttl_s else 0
+
+
+def _row(registration: Registration) -> RegistrationRow:
+    return RegistrationRow(
+        registration.tenant,
+        registration.service_id,
+        registration.name,
+        registration.handle,
+        registration.version,
+        registration.metadata,
+        round(registration.ttl_s),
+        _expires_ms(registration),
+    )
+
+
+def _unregistered(registration: Registration, reason: str, cause: Event | None = None) -> Event:
     payload = {"service_name": registration.name, "reason": reason}
-    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload)
+    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload, cause)

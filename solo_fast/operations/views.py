@@ -73,7 +73,7 @@ def status(service: Service, recent: Iterable[Event]) -> m.StatusResponse:
         message_queue_len=figures.message_queue_len,
         reductions=figures.reductions,
         restarts=service.restarts,
-        version=service.spec.version,
+        version=service.spec.version.number,
         recent_events=[event_view(event) for event in recent],
         labels=service.spec.metadata,
         limits=m.ServiceLimits(**{name: getattr(service.spec.limits, name) for name in _LIMITS}),

@@ -25,6 +25,7 @@ class Kind:
     STOP = 4  # JSON: the reason for terminate()
     REPLY = 5  # result of a REQUEST
     REFUSAL = 6  # error of a REQUEST: {"error", "message", "details"}
+    EXEC = 8  # laid out like LOAD, with "program" in its header; the link closes with the exec, or FAILED comes
     CHECK = 7  # laid out like LOAD; answered with REPORT, after which the child ends
     # service to kernel
     READY = 16  # the service is loaded; its methods

@@ -7,6 +7,7 @@ import hashlib
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +17,12 @@ from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, So
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, LimitAction, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.external import Program
 from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.lograte import LogRate
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
 from solo_fast.runtime.violation import Refusals
+from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 RECENT_EVENTS = 10
@@ -51,16 +54,29 @@ class Limits:
 
 @dataclass(slots=True)
 class Spec:
-    """What was deployed."""
+    """What was deployed: a version, and what this host makes of it."""
 
     tenant: str
     service_id: str
-    filename: str
-    text: bytes
+    version: Version
     limits: Limits
-    metadata: dict[str, str]
-    version: int
     work_dir: Path
+
+    @property
+    def text(self) -> bytes:
+        return self.version.source
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self.version.settings.metadata
+
+    @property
+    def program(self) -> Program | None:
+        """What an external binary runs; None for Python."""
+        if self.version.format != "external_binary":
+            return None
+        asked = self.version.settings
+        return Program(asked.argv, asked.env, asked.port, asked.socket)
 
 
 class House(Protocol):
@@ -70,7 +86,7 @@ class House(Protocol):
     def limiter(self) -> Limiter: ...
     async def new_process(self) -> Process: ...
     def refill(self) -> None: ...
-    def note(self, *events: Event) -> None: ...
+    def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
     def serve_request(self, service: Service, process: Process, message_id: int, body: bytes) -> None: ...
     def code_for(self, tenant: str, digest: bytes) -> bytes: ...
@@ -98,7 +114,7 @@ class Service(Owner):
         self.spec = spec
         self.house = house
         self.state: ServiceState = "starting"
-        self.created_at = self.updated_at = datetime.now(UTC)
+        self.created_at = self.updated_at = _time_of(time.time_ns() // 1_000_000)
         self.restarts = 0
         self.described: Description | None = None
         self.requests_pending = 0
@@ -113,6 +129,21 @@ class Service(Owner):
         self._waiting: deque[asyncio.Future[None]] = deque()  # messages that came while it restarts
         self._restarting: asyncio.Task[None] | None = None
         self._ended = False
+
+    @classmethod
+    def recovered(cls, spec: Spec, house: House, row: ServiceRow) -> Service:
+        """A service of the desired state, not yet up: it keeps its age and its restart counter, and takes messages."""
+        service = cls(spec, house)
+        service.created_at = _time_of(row.created_ms)
+        service.restarts = row.restarts
+        service.state = "restarting"
+        return service
+
+    def wanted(self) -> PutService:
+        """The desired state of this service, for the store."""
+        created_ms = round(self.created_at.timestamp() * 1000)
+        spec = self.spec
+        return PutService(ServiceRow(spec.tenant, spec.service_id, spec.version, created_ms, self.restarts))
 
     @property
     def process(self) -> Process | None:
@@ -133,7 +164,9 @@ class Service(Owner):
         """
         spec = self.spec
         code = self.house.code_for(spec.tenant, self._digest)
-        source = Source(spec.tenant, spec.service_id, spec.filename, spec.text, str(spec.work_dir), code)
+        source = Source(
+            spec.tenant, spec.service_id, spec.version.filename, spec.text, str(spec.work_dir), code, spec.program
+        )
         process = await self.house.new_process()
         self._process = process
         self.violation = None
@@ -235,10 +268,32 @@ class Service(Owner):
         self._restarting = None
         self.restarts += 1
         payload = {"restarts": self.restarts, "delay_ms": round(delay_s * 1000), "pid": self.pid}
-        self.house.note(self._event("service_restarted", payload, cause))
+        counted = NoteRestarts(self.spec.tenant, self.spec.service_id, self.restarts)
+        self.house.note(self._event("service_restarted", payload, cause), changes=[counted])
 
     def _event(self, event_type: str, payload: dict[str, Any], cause: Event | None = None) -> Event:
         return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
+
+    # -- recovery ------------------------------------------------------------------------------------------------
+
+    async def recover(self, cause: Event) -> bool:
+        """Bring a service of the desired state up; False when it did not come up, and is tried again like a crash."""
+        if self._ended:  # killed or replaced before its turn came
+            return True
+        self._restarting = asyncio.current_task()
+        try:
+            described = await self.start()
+        except SoloError as error:
+            payload = {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:RECENT_EVENTS]}
+            failed = self._event("service_recovery_failed", payload, cause)
+            self.house.note(failed)
+            self._restarting = None
+            self._restart_or_give_up(failed)
+            return False
+        self._restarting = None
+        payload = {"version": self.spec.version.number, "kind": described.kind, "pid": self.pid}
+        self.house.note(self._event("service_recovered", payload, cause))
+        return True
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -294,7 +349,9 @@ class Service(Owner):
     def _admit(self, method: str) -> Process:
         assert self._process is not None
         assert self.described is not None
-        if method not in self.described.methods:
+        if method not in self.described.methods and not self.described.any_method:
+            if self.described.kind == "external":
+                raise NotFound(f"{self.spec.service_id} was deployed without a port or socket, so it can't be called")
             known = ", ".join(sorted(self.described.methods)) or "none"
             raise NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
         if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
@@ -373,6 +430,11 @@ class Service(Owner):
             await asyncio.shield(process.exited)
             return
         await process.stop(reason, grace_s)
+
+
+def _time_of(epoch_ms: int) -> datetime:
+    """Whole milliseconds, so that a time is the same when it comes back from the store."""
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC)
 
 
 def resident_bytes(pid: int) -> int:

@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import logging
 import shutil
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from solo_fast._ext.registry import Services
 from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, ShuttingDown, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
-from solo_fast.domain.messages import Stream
+from solo_fast.domain.messages import Format, Stream
 from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Process, Source
 from solo_fast.runtime.service import Limits, Service, Spec
 from solo_fast.runtime.zygote_client import ZygoteClient
+from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
@@ -92,6 +94,7 @@ class Supervisor:
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
         self._work_dirs = 0
+        self._versions_before: dict[tuple[str, str], int] = {}  # of what a start without recovery left alone
         self._closing = False
 
     def start(self) -> None:
@@ -107,16 +110,20 @@ class Supervisor:
         tenant: str,
         service_id: str,
         *,
+        format: Format,
         filename: str,
         text: bytes,
         limits: Limits,
-        metadata: dict[str, str],
+        settings: Settings,
         replace: bool,
         services_max: int,
     ) -> Service:
         """Bring a new service up and make it the one that `service_id` names.
 
         With `replace`, the former one goes on serving until the new one is up, and is stopped then.
+
+        Args:
+            limits: resolved; `settings` holds what was asked for.
 
         Raises:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
@@ -131,15 +138,19 @@ class Supervisor:
             raise AlreadyExists(f"{service_id} is deployed already; deploy it with replace, or kill it first")
         if former is None and self.services.count(tenant) >= services_max:
             raise TenantOverloaded(f"tenant {tenant} has {services_max} services, its limits.services_per_tenant")
-        version = former.spec.version + 1 if former is not None else 1
+        number = (
+            former.spec.version.number if former is not None else self._versions_before.get((tenant, service_id), 0)
+        )
+        version = Version(number + 1, time.time_ns() // 1_000_000, "deploy", format, filename, text, settings)
         work_dir = former.spec.work_dir if former is not None else self._new_work_dir(tenant, service_id)
-        spec = Spec(tenant, service_id, filename, text, limits, metadata, version, work_dir)
-        service = Service(spec, self)
-        self.services.put(tenant, service_id, service if former is None else former)
+        service = Service(Spec(tenant, service_id, version, limits, work_dir), self)
         if former is not None:
+            service.created_at = former.created_at
             former.replacing = True
+        else:
+            self.services.put(tenant, service_id, service)
         try:
-            await self._come_up(service, replaced=former is not None)
+            await self._come_up(service, former)
         except BaseException:
             if former is None:
                 self.services.remove(tenant, service_id)
@@ -154,16 +165,19 @@ class Supervisor:
 
     async def _take_over(self, former: Service, service: Service) -> None:
         spec = service.spec
+        await self._check_still_there(service, former)
+        self.services.put(spec.tenant, spec.service_id, service)
+        self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
+
+    async def _check_still_there(self, service: Service, former: Service) -> None:
+        spec = service.spec
         current: object = self.services.get(spec.tenant, spec.service_id)
         if current is not former:
             await service.end("killed", 0)
             raise NotFound(f"{spec.service_id} was killed while it was being replaced")
-        service.created_at = former.created_at
-        self.services.put(spec.tenant, spec.service_id, service)
-        self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
 
-    async def _come_up(self, service: Service, *, replaced: bool) -> None:
-        spec = service.spec
+    async def _come_up(self, service: Service, former: Service | None) -> None:
+        spec, replaced = service.spec, former is not None
         try:
             described = await service.start()
         except DeployFailed as error:
@@ -171,7 +185,7 @@ class Supervisor:
             await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
         deployed = {
-            "version": spec.version,
+            "version": spec.version.number,
             "kind": described.kind,
             "methods": sorted(described.methods)[:100],
             "source_sha256": hashlib.sha256(spec.text).hexdigest(),
@@ -179,14 +193,27 @@ class Supervisor:
         }
         cause = Event.new(spec.tenant, "service_deployed", spec.service_id, deployed)
         started = Event.new(spec.tenant, "service_started", spec.service_id, {"pid": service.pid}, cause)
+        if former is not None:  # what a kill has put into the store by now must not be followed by this
+            await self._check_still_there(service, former)
         try:
-            await self._store.record(cause, started)
+            await self._store.record(cause, started, changes=[service.wanted()])
         except BaseException:
             await service.end("killed", 0)
             raise
 
-    async def kill(self, tenant: str, service_id: str, *, grace_s: float | None, force: bool) -> float:
+    async def kill(
+        self,
+        tenant: str,
+        service_id: str,
+        *,
+        grace_s: float | None,
+        force: bool,
+        leaving: Callable[[Event], Sequence[Event]],
+    ) -> float:
         """Forget the service and end its process in the background; the grace period that it gets, seconds.
+
+        Args:
+            leaving: makes the events of what goes with the service; they share its transaction.
 
         Raises:
             NotFound: there is no such service.
@@ -197,7 +224,8 @@ class Supervisor:
         self.services.remove(tenant, service_id)
         self._in_background(self._end(service, grace_s))
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
-        await self._store.record(Event.new(tenant, "service_killed", service_id, payload))
+        killed = Event.new(tenant, "service_killed", service_id, payload)
+        await self._store.record(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
         return grace_s
 
     async def _end(self, service: Service, grace_s: float) -> None:
@@ -216,6 +244,19 @@ class Supervisor:
             raise NotFound(f"there is no service {service_id!r} of tenant {tenant!r}; `list` shows what there is")
         return service
 
+    # -- recovery ------------------------------------------------------------------------------------------------
+
+    def expect(self, row: ServiceRow, limits: Limits) -> Service:
+        """Enter a service of the desired state: it has its place, and its mailbox waits until it is recovered."""
+        work_dir = self._new_work_dir(row.tenant, row.service_id)
+        service = Service.recovered(Spec(row.tenant, row.service_id, row.version, limits, work_dir), self, row)
+        self.services.put(row.tenant, row.service_id, service)
+        return service
+
+    def leave_alone(self, row: ServiceRow) -> None:
+        """Know of a service that stays in the desired state without being started, so that versions go on counting."""
+        self._versions_before[row.tenant, row.service_id] = row.version.number
+
     async def check(self, filename: str, text: bytes) -> dict[str, Any]:
         """Compile source and report its methods in a process of its own, which runs nothing of it."""
         process = await self._pool.take()
@@ -233,8 +274,8 @@ class Supervisor:
     def refill(self) -> None:
         self._pool.refill()
 
-    def note(self, *events: Event) -> None:
-        self._store.record_soon(*events)
+    def note(self, *events: Event, changes: Sequence[Change] = ()) -> None:
+        self._store.record_soon(*events, changes=changes)
 
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None:
         self._logs.append(tenant, service_id, stream, line)

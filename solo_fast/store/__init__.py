@@ -1,1 +1,1 @@
-"""What must survive: the event log and the log lines, in one SQLite database with one writer thread."""
+"""What must survive: event log, desired state and log lines, in one SQLite database with one writer thread."""

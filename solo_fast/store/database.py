@@ -33,6 +33,47 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE INDEX logs_of_service ON logs (tenant, service_id, id);
     """,
+    """
+    CREATE TABLE services (
+        tenant TEXT NOT NULL,
+        service_id TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        created_ms INTEGER NOT NULL,
+        restarts INTEGER NOT NULL,
+        PRIMARY KEY (tenant, service_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE versions (
+        tenant TEXT NOT NULL,
+        service_id TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        deployed_ms INTEGER NOT NULL,
+        origin TEXT NOT NULL,
+        format TEXT NOT NULL,
+        filename TEXT NOT NULL,
+        source BLOB NOT NULL,
+        settings BLOB NOT NULL,
+        PRIMARY KEY (tenant, service_id, version)
+    );
+    CREATE TABLE checkpoints (
+        tenant TEXT NOT NULL,
+        service_id TEXT NOT NULL,
+        state BLOB NOT NULL,
+        saved_ms INTEGER NOT NULL,
+        PRIMARY KEY (tenant, service_id)
+    );
+    CREATE TABLE registrations (
+        tenant TEXT NOT NULL,
+        service_id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        handle TEXT NOT NULL,
+        version TEXT NOT NULL,
+        metadata BLOB NOT NULL,
+        ttl_seconds INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL,
+        PRIMARY KEY (tenant, service_id, name)
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX registrations_by_handle ON registrations (tenant, handle);
+    """,
 )
 """Migration n brings a database from schema version n to n + 1; `user_version` holds the version."""
 

@@ -18,6 +18,7 @@ from solo_fast._ext.ring import Overrun, Ring
 from solo_fast.domain.errors import ShuttingDown
 from solo_fast.domain.events import Event
 from solo_fast.store import database
+from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
 from solo_fast.store.writer import GENESIS, Commit, Writer, Written, chained
 
@@ -71,8 +72,8 @@ class EventStore:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    async def record(self, *events: Event) -> None:
-        """Commit events together; they are on disk, and have ids, when this returns.
+    async def record(self, *events: Event, changes: Sequence[Change] = ()) -> None:
+        """Commit events, and the changes of the desired state that they tell of; on disk, with ids, when this returns.
 
         Raises:
             StoreUnavailable: nothing of them was written, and no id was used.
@@ -80,12 +81,12 @@ class EventStore:
         if self._closed:
             raise ShuttingDown("the store is closed")
         done: asyncio.Future[None] = self._loop.create_future()
-        self._writer.put(Commit(events, done))
+        self._writer.put(Commit(events, done, changes))
         await done
 
-    def record_soon(self, *events: Event) -> None:
-        """Commit events without waiting for it, in the order of all others."""
-        self._writer.put(Commit(events, None))
+    def record_soon(self, *events: Event, changes: Sequence[Change] = ()) -> None:
+        """Commit events and changes without waiting for it, in the order of all others."""
+        self._writer.put(Commit(events, None, changes))
 
     def write_line(self, line: LogLine) -> None:
         """Write a log line in the background."""

@@ -8,10 +8,12 @@ import logging
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from solo_fast.domain.events import Event
 from solo_fast.store.database import StoreUnavailable
+from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
 
 GENESIS = bytes(32)
@@ -42,10 +44,11 @@ def chained(previous: bytes, row: Row) -> bytes:
 
 @dataclass(slots=True)
 class Commit:
-    """Events that are recorded together, and who waits for it (nobody: the future is None)."""
+    """Events and changes that are recorded together, and who waits for it (nobody: the future is None)."""
 
     events: tuple[Event, ...]
     done: asyncio.Future[None] | None
+    changes: Sequence[Change] = ()
 
 
 @dataclass(slots=True)
@@ -117,6 +120,9 @@ class Writer(threading.Thread):
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._insert([event for commit in commits for event in commit.events])
+            for commit in commits:
+                for change in commit.changes:
+                    change.apply(self._connection)
             self._lines.insert(self._connection, lines)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
