@@ -120,6 +120,11 @@ KEYS: tuple[Key, ...] = (
     Key("service.cgroups", "auto", "whether services are held by cgroups where this kernel may use them, or by sampling"
         " alone", choices=("auto", "off")),
     Key("service.warm_pool", 8, "blank processes kept ready for deploys; 0 keeps none", most=1000),
+    Key("pressure.memory_bytes", 1024 * MIB, "memory of the kernel itself; at 80% and 90% of this, and of the next"
+        " three, there is a runtime_pressure event", least=MIB, most=2**50, live=True),
+    Key("pressure.threads", 128, "threads of the kernel itself", least=1, live=True),
+    Key("pressure.loop_lag_ms", 500, "how late the kernel's event loop may be", least=1, live=True),
+    Key("pressure.children", 4000, "service processes, blank ones included", least=1, live=True),
 )  # fmt: skip
 
 _BY_NAME = {key.name: key for key in KEYS}

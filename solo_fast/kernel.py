@@ -164,6 +164,7 @@ class Kernel:
         from solo_fast.runtime.supervisor import Supervisor
         from solo_fast.store.eventstore import EventStore
         from solo_fast.store.logbook import LogBook
+        from solo_fast.telemetry.pressure import Pressure
 
         self.config = config
         self.log = log
@@ -207,6 +208,7 @@ class Kernel:
             work_root=data_dir / "work",
             handle_request=self._inside_request,
         )
+        self.pressure = Pressure(self.store.record_soon, config.get, lambda: zygote.child_count)
         self.operations = Operations(config, self, self.supervisor, self.store, self.logs, self.directory)
         self.recovery = Recovery(self.supervisor, self.directory, self.store)
         self._recover = recover
@@ -255,6 +257,7 @@ class Kernel:
             ports = await self._open_gateways(stack)
             _write_port_file(port_file, *ports)
             upkeep = loop.create_task(self._upkeep())
+            watching = loop.create_task(self.pressure.run())
             stopping = loop.create_task(self._stop.wait())
             await asyncio.wait([recovering, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
@@ -263,6 +266,7 @@ class Kernel:
             await stopping
             recovering.cancel()
             upkeep.cancel()
+            watching.cancel()
             await asyncio.wait([recovering])
             log.info("shutting down")
             notify_service_manager("STOPPING=1")
@@ -400,6 +404,10 @@ class Kernel:
             calls=self.operations.calls,
             in_flight=self.shedder.in_flight,
             shed=shed["shed"],
+            descriptors=int(self.pressure.figures["descriptors"].value),
+            threads=int(self.pressure.figures["threads"].value),
+            loop_lag_ms=self.pressure.figures["loop_lag_ms"].value,
+            under_pressure=self.pressure.under_pressure(),
             shed_by=[
                 ShedCount(tenant=tenant, admission=Admission(admission).name.lower(), reason=reason, count=count)
                 for (tenant, admission, reason), count in shed["shed_by"].items()

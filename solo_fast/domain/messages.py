@@ -401,12 +401,18 @@ class ShedCount(Response, kw_only=True):
 
 
 class MetricsResponse(HealthResponse, kw_only=True):
+    """descriptors, threads and loop_lag_ms are the kernel's own; under_pressure names what is over 80% of its limit."""
+
     services: int
     events: int
     calls: int
     in_flight: int
     shed: int
     shed_by: list[ShedCount] = field(default_factory=list)
+    descriptors: int = 0
+    threads: int = 0
+    loop_lag_ms: float = 0.0
+    under_pressure: list[str] = field(default_factory=list)
 
 
 class ErrorBody(Response, kw_only=True):

@@ -14,20 +14,20 @@ import logging
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solo_fast._ext.tree import disk_usage
+from solo_fast._ext.probe import Watchlist
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Usage
-from solo_fast.runtime.brake import TURN_S, DutyCycle
+from solo_fast.runtime.brake import Brakes
 from solo_fast.runtime.cgroup import Cgroups, Group
-from solo_fast.runtime.crossing import Crossing
-from solo_fast.runtime.gauge import Gauge, bound_kept_files
+from solo_fast.runtime.diskquota import DiskQuota
+from solo_fast.runtime.gauge import Kept, clock_id
 from solo_fast.runtime.violation import Action, violation
+from solo_fast.runtime.ward import Ward
 
 if TYPE_CHECKING:
     from solo_fast.runtime.process import Process
@@ -54,59 +54,7 @@ SAME_SHARE = 0.01
 """A close look at memory reads page tables: it gets a twentieth of the time, and a slice no more than this. While the
 resident set has changed by less than a hundredth of the limit, the last one holds."""
 
-DISK_BYTES_A_CPU_S = 4 << 30
-"""Nobody writes faster, so that CPU time used bounds what can have been written since the last walk."""
-WALK_S = 2.0
-WALK_S_MIN = 0.5
-WALK_COST_RATIO = 50
-WALKS_AT_ONCE = 64
-
 log = logging.getLogger("solo.limiter")
-
-
-class Ward:
-    """One service process that is watched."""
-
-    def __init__(self, service: Service, process: Process, group: Group | None, now: float) -> None:
-        self.service = service
-        self.process = process
-        self.limits = service.spec.limits
-        self.group = group
-        self.gauge = Gauge(process.pid, group)
-        self.leader_ns = 0
-        self.sampled_at = now
-        self.resident_bytes = 0
-        self.near_memory, self.over_memory = Crossing(), Crossing()
-        self.look_closer_at, self.looked_at_bytes, self.own_bytes = now, -1, 0
-        self.over_processes = Crossing()
-        self.forks_refused = 0
-        self.had_members = False
-        self.over_cpu = Crossing()
-        self.cpu_at, self.cpu_ns, self.cpu_percent, self.cpu_windows = now, 0, 0.0, 0
-        self.periods = (0, 0)
-        self.brakes: dict[str, int] = {}
-        self.by_quota = group is not None and group.holds("cpu")
-        self.duty: DutyCycle | None = None
-        self.near_disk, self.over_disk = Crossing(), Crossing()
-        self.walking = False
-        self.walked_at, self.walk_after, self.walked_ns = now, now, 0
-        self.ended = False
-
-    @property
-    def share(self) -> int:
-        """Percent of a core that it is held to; 0: to none."""
-        shares = list(self.brakes.values())
-        if self.by_quota and self.limits.cpu and self.limits.cpu_action == "throttle":
-            shares.append(self.limits.cpu)
-        return min(shares, default=0)
-
-    @property
-    def restless(self) -> bool:
-        """Whether it needs a look even when its first process has been idle."""
-        crossings = (
-            self.near_memory, self.over_memory, self.over_processes, self.over_cpu, self.near_disk, self.over_disk,
-        )  # fmt: skip
-        return bool(self.gauge.members or self.brakes or any(crossing.over for crossing in crossings))
 
 
 class Limiter:
@@ -137,13 +85,13 @@ class Limiter:
         self.cgroups = Cgroups()
         self._entering: dict[Process, tuple[Group, asyncio.Future[OSError | None]]] = {}
         self._wards: dict[Process, Ward] = {}
-        self._slots: list[dict[Process, Ward]] = [{} for _ in range(SLICES)]
-        self._hot: dict[Process, Ward] = {}
-        self._braked: dict[Process, Ward] = {}
-        self._walks: deque[Ward] = deque()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._slots: list[Watchlist[Ward]] = [Watchlist() for _ in range(SLICES)]
+        self._hot: dict[Ward, None] = {}  # looked at in each slice
+        self._uneasy: dict[Service, None] = {}  # refused something, or dropped lines
+        self._sampling: asyncio.Task[None] | None = None
         self._jobs = ThreadPoolExecutor(1, "solo-cgroups")
-        self._disk = ThreadPoolExecutor(1, "solo-disk")
+        self._brakes = Brakes(self._jobs)
+        self._quota = DiskQuota(self._judge_disk)
         self._made = 0
         self._close_looks_s = 0.0
         self._closed = False
@@ -151,32 +99,27 @@ class Limiter:
     # -- life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        bound_kept_files()
+        Kept.bound()
         name = f"solo-{hashlib.sha256(os.fsencode(self._run_dir)).hexdigest()[:12]}"
         self.cgroups = Cgroups.open(
             self._run_dir / "cgroups", name, wanted=self._use_cgroups, movable=self._movable()
         )  # fmt: skip
         if self.cgroups.reason:
             log.info("%s; services are held to their limits by sampling", self.cgroups.reason)
-        self._run("sampling", self._sample_all)
-
-    def _run(self, name: str, work: Callable[[], Any]) -> None:
-        running = self._tasks.get(name)
-        if (running is None or running.done()) and not self._closed:
-            self._tasks[name] = asyncio.get_running_loop().create_task(work())
+        self._sampling = asyncio.get_running_loop().create_task(self._sample_all())
 
     async def close(self) -> None:
         """Stop watching, and remove the groups; every process is gone."""
         if self._closed:
             return
         self._closed = True
-        for task in self._tasks.values():
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values())
+        if self._sampling is not None:
+            self._sampling.cancel()
+            await asyncio.wait([self._sampling])
+        await self._brakes.close()
+        await self._quota.close()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._jobs.shutdown)
-        await loop.run_in_executor(None, self._disk.shutdown)
         await loop.run_in_executor(None, self.cgroups.close)
 
     # -- processes come and go -----------------------------------------------------------------------------------
@@ -209,10 +152,10 @@ class Limiter:
                 group = None
         ward = Ward(service, process, group, time.monotonic())
         self._wards[process] = ward
-        slot = self._slots[process.pid % SLICES]
-        slot[process] = self._hot[process] = ward
+        self._slots[process.pid % SLICES].add(ward, clock_id(process.pid))
+        self._hot[ward] = None
         if ward.share:
-            self._hold(ward)
+            self._brakes.hold(ward)
         process.exited.add_done_callback(lambda _: self._ended(ward))
 
     async def _group_of(self, process: Process) -> Group | None:
@@ -235,9 +178,10 @@ class Limiter:
 
     def _ended(self, ward: Ward) -> None:
         self.conclude(ward.process)
-        process = ward.process
-        for table in (self._wards, self._hot, self._braked, self._slots[process.pid % SLICES]):
-            table.pop(process, None)
+        del self._wards[ward.process]
+        self._hot.pop(ward, None)
+        self._slots[ward.process.pid % SLICES].remove(ward)
+        self._quota.forget(ward)
         ward.gauge.close()
         self._tell_dropped_lines(ward.service, time.monotonic(), at_once=True)
 
@@ -280,43 +224,59 @@ class Limiter:
             now = time.monotonic()
             turn = (turn + 1) % SLICES
             self._close_looks_s = 0.0
-            due = sorted(self._hot.values(), key=lambda ward: -ward.resident_bytes)
-            due += [ward for process, ward in self._slots[turn].items() if process not in self._hot]
+            due = sorted(self._hot, key=lambda ward: -ward.resident_bytes)
+            due += [ward for ward in self._slots[turn].moved() if ward not in self._hot]
             for ward in due:
                 try:
                     self._sample(ward, now)
-                except OSError as error:  # descriptors may be short: the next look has another chance
-                    log.warning("pid %d can't be sampled: %s", ward.process.pid, error)
+                except (FileNotFoundError, ProcessLookupError):
+                    continue  # it has just ended
+                except Exception as error:  # descriptors may be short: the next look has another chance
+                    log.warning("pid %d can't be looked at: %s", ward.process.pid, error, exc_info=error)
+            if turn == 0:
+                self._quota.catch_up(now)
+                for service in list(self._uneasy):
+                    self._ease(service, now)
 
     def _sample(self, ward: Ward, now: float) -> None:
         if ward.ended or ward.process.stopping:
+            self._hot.pop(ward, None)
             return
-        self._ease(ward, now)
         leader_ns = ward.gauge.leader_cpu_ns()
         used_ns, elapsed = leader_ns - ward.leader_ns, now - ward.sampled_at
-        if leader_ns < 0 or (not used_ns and not ward.restless and leader_ns == ward.walked_ns):
-            self._hot.pop(ward.process, None)
+        if leader_ns < 0 or (not used_ns and not ward.restless):
+            self._hot.pop(ward, None)
             return
         ward.leader_ns, ward.sampled_at = leader_ns, now
-        ward.gauge.look_around(ward.limits.max_processes + 1)
-        for judge in (self._judge_processes, self._judge_memory, self._judge_cpu, self._judge_disk):
+        ward.gauge.look(ward.limits.max_processes + 1)
+        for judge in (self._judge_processes, self._judge_memory, self._judge_cpu):
             judge(ward, now)
             if ward.ended:
                 return
+        self._quota.has_run(ward, now)
         near = ward.resident_bytes > ward.limits.max_memory_bytes * NEAR_LIMIT_SHARE
-        if near or ward.restless or used_ns > elapsed * 1e9 * BUSY_CPU_SHARE:
-            self._hot[ward.process] = ward
+        if near or used_ns > elapsed * 1e9 * BUSY_CPU_SHARE or ward.restless:
+            self._hot[ward] = None
         else:
-            self._hot.pop(ward.process, None)
+            self._hot.pop(ward, None)
 
-    def _ease(self, ward: Ward, now: float) -> None:
-        service = ward.service
+    # -- what is refused or dropped ------------------------------------------------------------------------------
+
+    def uneasy(self, service: Service) -> None:
+        """A service was refused something: look when it eases."""
+        self._uneasy[service] = None
+
+    def _ease(self, service: Service, now: float) -> None:
         self._tell_dropped_lines(service, now)
-        if service.refusals.any:
-            values = {"mailbox": service.mailbox_length, "calls_in_flight": ward.process.calls_pending}
-            if service.log_rate.dropped:
-                values["log_lines"] = ward.limits.log_lines_per_second
-            service.refusals.ease(values, now)
+        limits, process = service.spec.limits, service.process
+        values = {
+            "mailbox": service.mailbox_length,
+            "calls_in_flight": process.calls_pending if process is not None else 0,
+            "log_lines": limits.log_lines_per_second if service.log_rate.dropped else 0,
+        }
+        service.refusals.ease(values, now)
+        if not service.refusals.any:
+            del self._uneasy[service]
 
     @staticmethod
     def _tell_dropped_lines(service: Service, now: float, *, at_once: bool = False) -> None:
@@ -331,7 +291,7 @@ class Limiter:
         if count > limit:  # nobody else holds it
             self._kill(ward, "processes", count, limit)
             return
-        refused = ward.gauge.forks_refused()
+        refused = ward.gauge.forks_refused
         full = refused > ward.forks_refused or (count == limit and limit > 1)
         ward.forks_refused = refused
         if ward.over_processes.step(limit if full else count if limit > 1 else 0, limit, now) > 0:
@@ -344,7 +304,7 @@ class Limiter:
             self._look_for_killed_members(ward)
             if ward.ended:
                 return
-        warn_at = limit * limits.warn_percent / 100 if limits.warn_percent else limit
+        warn_at = limit * ward.warn_share
         if ward.resident_bytes < warn_at and not ward.near_memory.over and not ward.over_memory.over:
             return
         used = self._look_closer(ward, now)
@@ -391,9 +351,9 @@ class Limiter:
             percent = ward.limits.warn_percent
             self._violated(ward, resource, used, limit, "warn", threshold_percent=percent)
         if over > 0 and action == "throttle":
-            self._brake(ward, resource, THROTTLED_PERCENT)
+            self._brakes.brake(ward, resource, THROTTLED_PERCENT)
         elif over < 0:
-            self._release(ward, resource)
+            self._brakes.release(ward, resource)
 
     # -- CPU -----------------------------------------------------------------------------------------------------
 
@@ -415,9 +375,9 @@ class Limiter:
         elif step > 0:
             self._violated(ward, "cpu", ward.cpu_percent, share, action)
             if action == "throttle" and not ward.by_quota:
-                self._brake(ward, "cpu", share)
+                self._brakes.brake(ward, "cpu", share)
         elif step < 0:
-            self._release(ward, "cpu")
+            self._brakes.release(ward, "cpu")
 
     def _held_back(self, ward: Ward, now: float, elapsed: float) -> bool:
         """Whether the share held it back in the last window, or would have."""
@@ -429,93 +389,17 @@ class Limiter:
             return True
         return ward.cpu_percent > ward.limits.cpu
 
-    def _brake(self, ward: Ward, reason: str, percent: int) -> None:
-        ward.brakes[reason] = percent
-        self._hold(ward)
-
-    def _release(self, ward: Ward, reason: str) -> None:
-        if ward.brakes.pop(reason, None) is not None:
-            self._hold(ward)
-
-    def _hold(self, ward: Ward) -> None:
-        """Hold it to its share as it is now: by quota where its group has one, else by stopping and continuing."""
-        if ward.by_quota and ward.group is not None:
-            members = [ward.process.pid, *ward.gauge.members]
-            job = asyncio.get_running_loop().run_in_executor(
-                self._jobs, ward.group.set_share, ward.share, members
-            )  # fmt: skip
-            job.add_done_callback(lambda done: self._quota_set(ward, done))
-        elif ward.share:
-            self._braked[ward.process] = ward
-            self._run("turns", self._take_turns)
-
-    def _quota_set(self, ward: Ward, job: asyncio.Future[None]) -> None:
-        error = None if job.cancelled() else job.exception()
-        if error is not None and not ward.process.exited.done():
-            log.warning("pid %d can't be given a CPU quota (%s); it is stopped and continued", ward.process.pid, error)
-            ward.by_quota = False
-            self._hold(ward)
-
-    async def _take_turns(self) -> None:
-        while self._braked:
-            await asyncio.sleep(TURN_S)
-            now = time.monotonic()
-            for process, ward in list(self._braked.items()):
-                if process.exited.done() or ward.ended:
-                    self._braked.pop(process, None)
-                elif process.stopping or not ward.share:  # it ends, and has things to do before; or it has eased
-                    self._braked.pop(process, None)
-                    if ward.duty is not None:
-                        ward.duty.release(ward.gauge.members)
-                        ward.duty = None
-                else:
-                    self._turn(ward, now)
-
-    def _turn(self, ward: Ward, now: float) -> None:
-        ward.gauge.look_around(ward.limits.max_processes + 1)
-        used_ns = ward.gauge.cpu_ns()
-        if ward.duty is None:
-            ward.duty = DutyCycle(ward.process.pid, ward.process.child.pidfd, used_ns, now)
-        ward.duty.turn(ward.share, used_ns, ward.gauge.members, now)
-
     # -- disk ----------------------------------------------------------------------------------------------------
 
-    def _judge_disk(self, ward: Ward, now: float) -> None:
-        """Have its work directory measured, when it can have written enough to matter."""
-        if ward.walking or now < ward.walk_after:
-            return
-        room = max(0, ward.limits.max_disk_bytes - ward.service.disk_bytes)
-        used_s = (ward.leader_ns - ward.walked_ns) / 1e9
-        if now - ward.walked_at >= WALK_S or ward.gauge.members or used_s > room / 2 / DISK_BYTES_A_CPU_S:
-            ward.walking, ward.walked_ns = True, ward.leader_ns
-            self._walks.append(ward)
-            self._run("walks", self._walk_all)
-
-    async def _walk_all(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._walks:
-            batch = [self._walks.popleft() for _ in range(min(len(self._walks), WALKS_AT_ONCE))]
-            orders = [
-                (str(ward.service.spec.work_dir), [ward.process.pid, *ward.gauge.members], ward.limits.max_disk_bytes)
-                for ward in batch
-            ]
-            measured = await loop.run_in_executor(self._disk, _measure, orders)
-            now = time.monotonic()
-            for ward, (used, took_s) in zip(batch, measured, strict=True):
-                self._measured(ward, used, took_s, now)
-
-    def _measured(self, ward: Ward, used: int, took_s: float, now: float) -> None:
-        ward.walking = False
-        ward.walked_at = now
-        ward.walk_after = now + max(WALK_S_MIN, took_s * WALK_COST_RATIO)
-        ward.service.disk_bytes = used
+    def _judge_disk(self, ward: Ward, used: int, now: float) -> None:
         if ward.ended or ward.process.stopping:
             return
         limits, limit = ward.limits, ward.limits.max_disk_bytes
-        warn_at = limit * limits.warn_percent / 100 if limits.warn_percent else limit
-        near = ward.near_disk.step(used, warn_at, now)
+        near = ward.near_disk.step(used, limit * ward.warn_share, now)
         over = ward.over_disk.step(used, limit, now)
         self._act(ward, "disk", used, limit, limits.disk_action, near, over)
+        if ward.restless:
+            self._hot[ward] = None
 
 
 def memory_ceiling(limit: int, action: Action) -> int:
@@ -530,13 +414,3 @@ def _enclose(group: Group, pid: int, usual: tuple[int, int]) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _measure(orders: list[tuple[str, list[int], int]]) -> list[tuple[int, float]]:
-    """Disk usage and the time that measuring took, of each (folder, processes, limit). Stops well above the limit."""
-    measured = []
-    for folder, pids, limit in orders:
-        began = time.perf_counter()
-        used, _ = disk_usage(folder, pids, 2 * limit)
-        measured.append((used, time.perf_counter() - began))
-    return measured

@@ -98,6 +98,10 @@ class Owner:
     def compiled(self, code: bytes) -> None:
         """The service compiled its source, and this is the marshalled code object."""
 
+    def why(self, process: Process) -> str:
+        """What there is to say about the end of the process, for the end of a sentence."""
+        return ""
+
     def ended(self, process: Process, ending: Ending) -> None:
         """The process is gone."""
 
@@ -277,7 +281,9 @@ class Process(asyncio.Protocol):
                 f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             ) from None
         except _EndedEarlyError as error:
-            raise _deploy_failed(f"the process {error.ending} before the source had come up") from None
+            raise _deploy_failed(
+                f"the process {error.ending} before the source had come up{self.owner.why(self)}"
+            ) from None
         except FrameError as error:
             raise _deploy_failed(f"the source broke its link to the kernel: {error}") from None
         except BaseException:
@@ -457,7 +463,7 @@ class Process(asyncio.Protocol):
         finally:
             os.close(self.child.pidfd)
             self.child.pidfd = -1
-        error = ServiceError(f"the service {ending} before it answered")
+        error = ServiceError(f"the service {ending} before it answered{self.owner.why(self)}")
         for future in self.pending.values():
             if future is not None and not future.done():
                 future.set_exception(error)

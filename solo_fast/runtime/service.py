@@ -21,7 +21,7 @@ from solo_fast.runtime.external import Program
 from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.lograte import LogRate
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
-from solo_fast.runtime.violation import Refusals
+from solo_fast.runtime.violation import Refusals, explanation
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -121,7 +121,7 @@ class Service(Owner):
         self.replacing = False
         self.violation: Event | None = None
         self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
-        self.refusals = Refusals(spec.tenant, spec.service_id, house.note)
+        self.refusals = Refusals(spec.tenant, spec.service_id, house.note, lambda: house.limiter.uneasy(self))
         self.disk_bytes = 0
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
@@ -225,12 +225,15 @@ class Service(Owner):
         await self.log_rate.rested()
         await self.house.logs_drained()
 
+    def why(self, process: Process) -> str:
+        self.house.limiter.conclude(process)
+        return explanation(self.violation) if self.violation is not None and process is self._process else ""
+
     def ended(self, process: Process, ending: Ending) -> None:
         if process is not self._process or process.stopping or self._ended or self.state == "starting":
             return
         if self.state == "restarting":
             return  # it did not come up: _restart hears of it as a DeployFailed
-        self.house.limiter.conclude(process)
         self._crashed(ending)
 
     # -- crash and restart ---------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+import orjson
+
 from solo_fast.domain.events import Event
 from solo_fast.runtime.crossing import Crossing
 
@@ -22,12 +24,28 @@ def violation(
     return Event.new(tenant, "resource_violation", service_id, {**payload, **figures})
 
 
-class Refusals:
-    """Limits of one service that are kept by refusing (mailbox, calls in flight, log lines), told once a crossing."""
+def explanation(event: Event) -> str:
+    """Which limit a process was killed for, for the end of a sentence."""
+    payload = orjson.loads(event.payload)
+    resource = payload["resource"]
+    return f", for it was over its {_KEYS[resource]} ({payload['limit']})"
 
-    def __init__(self, tenant: str, service_id: str, note: Callable[[Event], None]) -> None:
+
+_KEYS = {"memory": "max_memory_bytes", "processes": "max_processes", "disk": "max_disk_bytes", "cpu": "cpu"}
+
+
+class Refusals:
+    """Limits of one service that are kept by refusing (mailbox, calls in flight, log lines), told once a crossing.
+
+    Args:
+        note: records an event.
+        uneasy: called when something was refused: somebody has to look when it eases.
+    """
+
+    def __init__(self, tenant: str, service_id: str, note: Callable[[Event], None], uneasy: Callable[[], None]) -> None:
         self._tenant, self._service_id = tenant, service_id
         self._note = note
+        self._uneasy = uneasy
         self._over: dict[str, tuple[Crossing, int]] = {}
 
     def refused(self, resource: str, value: int, limit: int, **figures: Any) -> None:
@@ -37,6 +55,7 @@ class Refusals:
         crossing = Crossing()
         crossing.step(value, min(value, limit), time.monotonic())
         self._over[resource] = crossing, limit
+        self._uneasy()
         self._note(violation(self._tenant, self._service_id, resource, value, limit, "throttle", **figures))
 
     def ease(self, values: dict[str, int], now: float) -> None:
