@@ -5,11 +5,12 @@ T = TypeVar("T")
 def cpu_ns(clock_id: int) -> int:
     """CPU time by a process's clock, nanoseconds; -1 when the process is gone."""
 
-def look(leader: int, statm_fd: int, others_fd: int, events_fd: int) -> tuple[int, list[int], int]:
-    """Resident pages of `leader`, the pids other than it that a listing holds, and how many forks were refused.
+def look(statm_fd: int, children_fd: int, tasks_fd: int, events_fd: int) -> tuple[int, list[int], int, int]:
+    """Resident pages, the pids of a listing, processes and threads of a group, and how often it was refused more.
 
     Args:
-        statm_fd: /proc/PID/statm. others_fd: a list of pids. events_fd: pids.events of a group; -1: there is none.
+        statm_fd: /proc/PID/statm. children_fd: a list of pids. tasks_fd, events_fd: pids.current and pids.events of a
+            group. -1 where there is none: 0, or no pids.
     """
 
 class Watchlist(Generic[T]):

@@ -34,28 +34,29 @@ def cpu_ns(int clock_id):
     return solo_cpu_ns(clock_id)
 
 
-def look(int leader, int statm_fd, int others_fd, int events_fd):
+def look(int statm_fd, int children_fd, int tasks_fd, int events_fd):
     cdef char text[SOLO_TEXT]
     cdef char *at = text
     cdef char *after = NULL
-    cdef long pages = 0, refused = 0, pid
+    cdef long pages = 0, tasks = 0, refused = 0, pid
     cdef ssize_t size
-    cdef list others = []
+    cdef list children = []
     if solo_text(statm_fd, text) > 0:
         strtol(text, &after, 10)
         pages = strtol(after, NULL, 10)
-    size = solo_text(others_fd, text)
+    size = solo_text(children_fd, text)
     if size > 0:
         while True:
             pid = strtol(at, &after, 10)
             if after == at or (size == SOLO_TEXT - 1 and after[0] == 0):  # the last number may have been cut off
                 break
-            if pid != leader and pid > 0:
-                others.append(pid)
+            children.append(pid)
             at = after
+    if solo_text(tasks_fd, text) > 0:
+        tasks = strtol(text, NULL, 10)
     if solo_text(events_fd, text) > 4:  # "max 3"
         refused = strtol(text + 4, NULL, 10)
-    return pages, others, refused
+    return pages, children, tasks, refused
 
 
 cdef class Watchlist:

@@ -189,9 +189,10 @@ class Group:
         return path / "cgroup.procs" if path else None
 
     @property
-    def pids_events_path(self) -> Path | None:
+    def pids_paths(self) -> tuple[str, str]:
+        """The files that count its tasks, and how often it was refused another; "" where there are none."""
         path = self._paths.get("pids")
-        return path / "pids.events" if path else None
+        return (str(path / "pids.current"), str(path / "pids.events")) if path else ("", "")
 
     def limit(self, memory_bytes: int, processes: int) -> None:
         """Hold the group to so much memory (0: to none), and so many processes and threads.

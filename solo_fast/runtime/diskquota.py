@@ -51,9 +51,7 @@ class DiskQuota:
     def _is_due(ward: Ward, now: float) -> bool:
         if ward.walking or now < ward.walk_after:
             return False
-        room = max(0, ward.limits.max_disk_bytes - ward.service.disk_bytes)
-        used_s = (ward.leader_ns - ward.walked_ns) / 1e9
-        return bool(ward.gauge.members) or used_s > room / 2 / BYTES_A_CPU_S or now - ward.walked_at >= WALK_S
+        return _may_be_full(ward, ward.walked_ns) or now - ward.walked_at >= WALK_S
 
     def forget(self, ward: Ward) -> None:
         self._late.pop(ward, None)
@@ -91,8 +89,19 @@ class DiskQuota:
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
 
+def _may_be_full(ward: Ward, since_ns: int) -> bool:
+    """Whether its processes have used the CPU time that filling half of the room takes, since `since_ns`."""
+    room = max(0, ward.limits.max_disk_bytes - ward.service.disk_bytes)
+    return bool(ward.gauge.members) or (ward.leader_ns - since_ns) / 1e9 > room / 2 / BYTES_A_CPU_S
+
+
 def _order(ward: Ward) -> Order:
-    return str(ward.service.spec.work_dir), [ward.process.pid, *ward.gauge.members], ward.limits.max_disk_bytes
+    """What to measure. Descriptors are searched, for files without a name, only when there may be much in them."""
+    pids = []
+    if _may_be_full(ward, ward.searched_ns):
+        pids = [ward.process.pid, *ward.gauge.members]
+        ward.searched_ns = ward.leader_ns
+    return str(ward.service.spec.work_dir), pids, ward.limits.max_disk_bytes
 
 
 def _measure(orders: list[Order]) -> list[tuple[int, float]]:

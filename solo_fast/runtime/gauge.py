@@ -41,15 +41,26 @@ class Gauge:
         forks_refused: how often Linux refused it another process or thread; 0 where nobody counts that.
     """
 
-    __slots__ = ("_clock", "_group", "_kept", "_leader", "_pages", "_paths", "forks_refused", "members")
+    __slots__ = (
+        "_clock",
+        "_group",
+        "_kept",
+        "_leader",
+        "_lists_members",
+        "_pages",
+        "_paths",
+        "forks_refused",
+        "members",
+    )
 
     def __init__(self, pid: int, group: Group | None) -> None:
         self._leader = pid
         self._clock = clock_id(pid)
         self._group = group
-        listing = group.procs_path if group is not None else None
-        events = group.pids_events_path if group is not None else None
-        self._paths = (f"/proc/{pid}/statm", str(listing or f"/proc/{pid}/task/{pid}/children"), str(events or ""))
+        statm, children = f"/proc/{pid}/statm", f"/proc/{pid}/task/{pid}/children"
+        self._lists_members = group is not None and group.procs_path is not None
+        counters = group.pids_paths if group is not None else ("", "")
+        self._paths = (statm, "" if self._lists_members else children, *counters)
         self._kept: list[int] = []
         self._pages = 0
         self.members: list[int] = []
@@ -67,11 +78,14 @@ class Gauge:
         """
         fds = self._kept or self._open()
         try:
-            self._pages, found, self.forks_refused = probe.look(self._leader, *fds)
+            self._pages, found, tasks, self.forks_refused = probe.look(*fds)
         finally:
             if fds is not self._kept:
                 _close(fds)
-        if found and (self._group is None or self._group.procs_path is None):
+        if self._group is not None and self._lists_members:
+            # Read anew each time: version 1 goes on showing an old list to whoever reads one more than once a second.
+            found = [pid for pid in self._group.members() if pid != self._leader] if tasks != 1 else []
+        elif found:
             _add_below(found, most)
         self.members = found
 
@@ -82,8 +96,8 @@ class Gauge:
         except OSError:
             _close(fds)
             raise
-        if Kept.count + len(fds) <= Kept.most:
-            Kept.count += len(fds)
+        if Kept.count + _held(fds) <= Kept.most:
+            Kept.count += _held(fds)
             self._kept = fds
         return fds
 
@@ -110,7 +124,7 @@ class Gauge:
         return total + sum(map(int, times)) * TICK_NS
 
     def close(self) -> None:
-        Kept.count -= len(self._kept)
+        Kept.count -= _held(self._kept)
         _close(self._kept)
         self._kept = []
 
@@ -136,6 +150,10 @@ def _add_below(found: list[int], most: int) -> None:
         words = _read(f"/proc/{found[at]}/task/{found[at]}/children").split()
         found += map(int, words)
         at += 1
+
+
+def _held(fds: list[int]) -> int:
+    return sum(fd >= 0 for fd in fds)
 
 
 def _close(fds: list[int]) -> None:

@@ -53,7 +53,7 @@ class Ward:
 
         self.near_disk, self.over_disk = Crossing(), Crossing()
         self.walking = False
-        self.walked_at, self.walk_after, self.walked_ns = now, now, 0
+        self.walked_at, self.walk_after, self.walked_ns, self.searched_ns = now, now, 0, 0
 
     @property
     def share(self) -> int:
