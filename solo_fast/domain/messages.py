@@ -151,6 +151,8 @@ class ServiceEntry(Response, kw_only=True):
 
 
 class StatusResponse(ServiceEntry, kw_only=True):
+    """`sandbox`: the layers that hold it, of those that `solo doctor` lists."""
+
     updated_at: datetime
     memory_bytes: int
     message_queue_len: int
@@ -159,6 +161,8 @@ class StatusResponse(ServiceEntry, kw_only=True):
     version: int
     recent_events: list[EventView]
     labels: Metadata
+    network: Network
+    sandbox: list[str]
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     usage: Usage = field(default_factory=Usage)
 

@@ -11,6 +11,7 @@ from msgspec import Raw
 from solo_fast._ext.registry import Registration, Services
 from solo_fast.domain import messages as m
 from solo_fast.domain.events import Event
+from solo_fast.domain.layers import LayerReport, holding
 from solo_fast.runtime.service import Service
 from solo_fast.store.lines import LogLine
 
@@ -60,7 +61,7 @@ def service_entry(service: Service) -> m.ServiceEntry:
     )
 
 
-def status(service: Service, recent: Iterable[Event]) -> m.StatusResponse:
+def status(service: Service, recent: Iterable[Event], layers: dict[str, LayerReport]) -> m.StatusResponse:
     figures = service.figures()
     return m.StatusResponse(
         service_id=service.spec.service_id,
@@ -78,6 +79,8 @@ def status(service: Service, recent: Iterable[Event]) -> m.StatusResponse:
         labels=service.spec.metadata,
         limits=m.ServiceLimits(**{name: getattr(service.spec.limits, name) for name in _LIMITS}),
         usage=service.house.limiter.usage(service.process),
+        network=service.spec.limits.network,
+        sandbox=holding(layers, service.spec.limits.network),
     )
 
 

@@ -20,8 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from solo_fast.runtime.family import add_below
+
 PERIOD_US = 100_000
 QUOTA_US_MIN = 1000  # Linux takes no less
+EARLY_MEMBERS_MAX = 1000
 REMOVE_TRIES = 200
 REMOVE_PAUSE_S = 0.005
 NO_LIMIT = {1: "-1", 2: "max"}
@@ -155,7 +158,9 @@ class Group:
         self._removed = False
 
     def enter(self, pid: int) -> None:
-        """Make the group and put `pid` into it. A CPU group (version 1) waits until there is a share to hold to.
+        """Make the group and put `pid` into it, with what it has forked already.
+
+        A CPU group (version 1) waits until there is a share to hold to.
 
         Raises:
             OSError: it can't be made, or the process is gone. Nothing is left.
@@ -167,9 +172,19 @@ class Group:
             if self._version == 2:
                 with contextlib.suppress(OSError):
                     _write(self._paths["memory"] / "memory.oom.group", "1")
+            self._take_along(pid)
         except OSError:
             self.remove()
             raise
+
+    def _take_along(self, pid: int) -> None:
+        """A process that was forked with its source at hand may have forked before it came here."""
+        found = [pid]
+        add_below(found, EARLY_MEMBERS_MAX)
+        for path in self._made:
+            for early in found[1:]:
+                with contextlib.suppress(ProcessLookupError):
+                    _write(path / "cgroup.procs", str(early))
 
     def _join(self, path: Path, pid: int) -> None:
         if self._removed:

@@ -101,7 +101,7 @@ def _order(ward: Ward) -> Order:
     if _may_be_full(ward, ward.searched_ns):
         pids = [ward.process.pid, *ward.gauge.members]
         ward.searched_ns = ward.leader_ns
-    return str(ward.service.spec.work_dir), pids, ward.limits.max_disk_bytes
+    return str(ward.service.spec.room.work_dir), pids, ward.limits.max_disk_bytes
 
 
 def _measure(orders: list[Order]) -> list[tuple[int, float]]:

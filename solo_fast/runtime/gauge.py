@@ -12,6 +12,7 @@ import resource
 
 from solo_fast._ext import probe
 from solo_fast.runtime.cgroup import Group
+from solo_fast.runtime.family import add_below
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -86,7 +87,7 @@ class Gauge:
             # Read anew each time: version 1 goes on showing an old list to whoever reads one more than once a second.
             found = [pid for pid in self._group.members() if pid != self._leader] if tasks != 1 else []
         elif found:
-            _add_below(found, most)
+            add_below(found, most)
         self.members = found
 
     def _open(self) -> list[int]:
@@ -141,15 +142,6 @@ def proportional_bytes(pid: int) -> int:
         if line.startswith((b"Pss:", b"SwapPss:")):
             total += int(line.split()[1]) * 1024
     return total or _pages(_read(f"/proc/{pid}/statm")) * PAGE_BYTES
-
-
-def _add_below(found: list[int], most: int) -> None:
-    """Add the children of those that were found, and theirs, until there are `most`."""
-    at = 0
-    while at < len(found) < most:
-        words = _read(f"/proc/{found[at]}/task/{found[at]}/children").split()
-        found += map(int, words)
-        at += 1
 
 
 def _held(fds: list[int]) -> int:

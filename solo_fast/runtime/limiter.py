@@ -148,7 +148,8 @@ class Limiter:
             try:
                 group.limit(memory_ceiling(limits.max_memory_bytes, limits.memory_action), limits.max_processes)
             except OSError as error:
-                log.warning("pid %d can't be held by its cgroup (%s); it is sampled", process.pid, error)
+                if not process.exited.done():
+                    log.warning("pid %d can't be held by its cgroup (%s); it is sampled", process.pid, error)
                 group = None
         ward = Ward(service, process, group, time.monotonic())
         self._wards[process] = ward
@@ -161,10 +162,11 @@ class Limiter:
     async def _group_of(self, process: Process) -> Group | None:
         group, entered = self._entering.get(process, (None, None))
         error = await asyncio.shield(entered) if entered is not None else None
-        if error is not None:
+        if error is None:
+            return group
+        if not process.exited.done():
             log.warning("pid %d gets no cgroup (%s); it is sampled", process.pid, error)
-            return None
-        return group
+        return None
 
     def conclude(self, process: Process) -> None:
         """A process has ended: find out whether Linux did it for want of memory, while its group still stands."""
