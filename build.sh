@@ -179,6 +179,8 @@ main() {
         "$PYTHON" -m bench.admission
         say "2,000 idle services"
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.scale
+        say "a thousand watched services"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.limits
         say "the hot core"
         "$PYTHON" -m pytest -q bench/test_hot_core.py --benchmark-columns=min,median,ops --benchmark-disable-gc "$@"
         ;;
