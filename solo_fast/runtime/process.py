@@ -115,8 +115,16 @@ class Owner:
     def line(self, stream: Stream, text: str) -> None:
         """The service printed or logged a line."""
 
+    def sift(self, data: bytes, new: int) -> bytes:
+        """What may pass of printed lines, whose last `new` bytes have just come."""
+        return data
+
     def compiled(self, code: bytes) -> None:
         """The service compiled its source, and this is the marshalled code object."""
+
+    def why(self, process: Process) -> str:
+        """What there is to say about the end of the process, for the end of a sentence."""
+        return ""
 
     def ended(self, process: Process, ending: Ending) -> None:
         """The process is gone."""
@@ -160,6 +168,7 @@ class Process(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pipes: list[PipeReader] = []
         self._exit_task: asyncio.Task[None] | None = None
+        self._holding: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
@@ -239,6 +248,9 @@ class Process(asyncio.Protocol):
     def line(self, stream: Stream, text: str) -> None:
         self.owner.line(stream, text)
 
+    def sift(self, data: bytes, new: int) -> bytes:
+        return self.owner.sift(data, new)
+
     # -- load and check ------------------------------------------------------------------------------------------
 
     async def load(self, source: Source, owner: Owner, timeout_s: float) -> Description:
@@ -315,7 +327,9 @@ class Process(asyncio.Protocol):
                 f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             ) from None
         except _EndedEarlyError as error:
-            raise _deploy_failed(f"the process {error.ending} before the source had come up") from None
+            raise _deploy_failed(
+                f"the process {error.ending} before the source had come up{self.owner.why(self)}"
+            ) from None
         except FrameError as error:
             raise _deploy_failed(f"the source broke its link to the kernel: {error}") from None
         except BaseException:
@@ -416,6 +430,7 @@ class Process(asyncio.Protocol):
         elif kind == Kind.LOG:
             for line in body[: self.limits.line_bytes].decode("utf-8", "replace").split("\n"):
                 self.owner.line("log", line)
+            self._hold_link()
         elif kind in (Kind.READY, Kind.REPORT):
             self._loaded(orjson.loads(body), None)
         elif kind == Kind.FAILED:
@@ -425,6 +440,18 @@ class Process(asyncio.Protocol):
             self.owner.compiled(body)
         else:
             raise FrameError(f"a service does not send frames of kind {kind}")
+
+    def _hold_link(self) -> None:
+        """A service that logs faster than its lines are taken waits with all that it says."""
+        if self.owner.saturated and self._holding is None and self._transport is not None:
+            self._transport.pause_reading()
+            self._holding = self._loop.create_task(self._read_on())
+
+    async def _read_on(self) -> None:
+        await self.owner.drained()
+        self._holding = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _settle(self, message_id: int, body: bytes, error: SoloError | None) -> None:
         future = self.pending.pop(message_id, None)
@@ -502,7 +529,7 @@ class Process(asyncio.Protocol):
         finally:
             os.close(self.child.pidfd)
             self.child.pidfd = -1
-        error = ServiceError(f"the service {ending} before it answered")
+        error = ServiceError(f"the service {ending} before it answered{self.owner.why(self)}")
         for future in self.pending.values():
             if future is not None and not future.done():
                 future.set_exception(error)
@@ -517,6 +544,8 @@ class Process(asyncio.Protocol):
 
     async def _close_io(self) -> None:
         """Read what it said last, then let its descriptors go."""
+        if self._holding is not None:
+            self._holding.cancel()
         if self._transport is not None:
             self._transport.close()
         if self._pipes:

@@ -18,6 +18,7 @@ from solo_fast.domain.layers import LayerReport
 from solo_fast.domain.messages import CodeCheck, Format, Stream
 from solo_fast.runtime.checkers import Checkers
 from solo_fast.runtime.draining import end_all
+from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.rooms import Room, Rooms
@@ -66,6 +67,7 @@ class Supervisor:
     """Owns every Service, the warm pool, and the services' rooms.
 
     Args:
+        limiter: holds services to their limits; started and closed with this.
         rooms: where each service gets its own work directory and user id.
         handle_request: carries out what a service asks through `self.solo`.
     """
@@ -78,6 +80,7 @@ class Supervisor:
         logs: LogBook,
         link_limits: LinkLimits,
         warm_pool: int,
+        limiter: Limiter,
         rooms: Rooms,
         handle_request: RequestHandler,
     ) -> None:
@@ -85,8 +88,9 @@ class Supervisor:
         self._own_ports: asyncio.Future[tuple[int, ...]] | None = None
         self._store = store
         self._logs = logs
+        self.limiter = limiter
         self._zygote = zygote
-        self._pool = WarmPool(zygote, link_limits, warm_pool)
+        self._pool = WarmPool(zygote, link_limits, warm_pool, limiter.enclose)
         self._rooms = rooms
         self._handle_request = handle_request
         self._checkers = Checkers(self._pool, self._rooms)
@@ -101,6 +105,7 @@ class Supervisor:
     def start(self) -> None:
         """Fill the pool; the zygote is ready."""
         self._rooms.gives_uids = self._zygote.layers["uid"].holds
+        self.limiter.start()
         self._pool.refill()
         self._checkers.begin()
 
@@ -375,4 +380,5 @@ class Supervisor:
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
+        await self.limiter.close()
         await asyncio.to_thread(self._rooms.remove)
