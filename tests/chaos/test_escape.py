@@ -90,9 +90,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Server]:
             server.request("DELETE", "/services/neighbour?force=true", tenant="peaceful")
             eventually(lambda: not os.listdir(server.data_dir / "work"), "every work directory is removed")
             pool = 8
-            eventually(
-                lambda: len(descendants(server.pid)) == pool + 1, "no process is left but the zygote and its pool"
-            )
+            eventually(lambda: len(descendants(server.pid)) == pool + 2, "none is left but zygote, checker and pool")
 
 
 @pytest.fixture
