@@ -8,11 +8,9 @@ the last look can't have changed, so that an idle one costs a single system call
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -105,7 +103,7 @@ class Limiter:
             self._run_dir / "cgroups", name, wanted=self._use_cgroups, movable=self._movable()
         )  # fmt: skip
         if self.cgroups.reason:
-            log.info("%s; services are held to their limits by sampling", self.cgroups.reason)
+            log.info("%s: these limits are held by sampling", self.cgroups.reason)
         self._sampling = asyncio.get_running_loop().create_task(self._sample_all())
 
     async def close(self) -> None:
@@ -199,10 +197,7 @@ class Limiter:
     def _kill(self, ward: Ward, resource: str, value: float, limit: float, **figures: Any) -> None:
         ward.ended = True
         self._violated(ward, resource, value, limit, "kill", **figures)
-        ward.process.kill()
-        for pid in ward.gauge.members:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        ward.process.kill()  # the zygote ends the others of its group, and those that left it; so does its cgroup
 
     def usage(self, process: Process | None) -> Usage:
         """What a service uses, as of the last look at it."""
