@@ -177,6 +177,8 @@ main() {
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.appliance
         say "2,000 idle services"
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.scale
+        say "the event store"
+        "$PYTHON" -m bench.store
         say "the hot core"
         "$PYTHON" -m pytest -q bench/test_hot_core.py --benchmark-columns=min,median,ops --benchmark-disable-gc "$@"
         ;;

@@ -367,7 +367,7 @@ class Kernel:
 
         read_only = self.store.refusal is not None
         return {
-            "status": "degraded" if read_only and self.state == "healthy" else self.state,
+            "status": "degraded" if (read_only or self.store.damage) and self.state == "healthy" else self.state,
             "version": __version__,
             "timestamp": time.time_ns() // 1_000_000,
             "uptime_ms": round((time.monotonic() - self.started_at) * 1000),

@@ -30,9 +30,6 @@ PAGE = 500
 RECENT_EVENTS = 10
 RECENT_SUBJECTS = 10_000
 LOG_BYTES_TOTAL = 256 * 1024 * 1024
-HAND_OVER = 64
-"""Commits that are handed to the writer without waiting for the turn's end, so that both work at the same time."""
-
 CHECKED_AT_START = 1000
 """Newest events whose chain is checked at each start."""
 
@@ -49,6 +46,7 @@ class EventStore:
     Attributes:
         ring: committed events, newest last.
         refusal: why nothing can be written now; None while writing works.
+        damage: what was found wrong with the file beside the work; None: nothing.
         pruned_through: id of the last event that retention has pruned; 0: none.
     """
 
@@ -63,6 +61,7 @@ class EventStore:
     ) -> None:
         self.path = path
         self.refusal: StoreUnavailable | None = None
+        self.damage: StoreError | None = None
         self._connection = connection
         self._head = head
         self.lines = LineTable(connection, log_bytes, LOG_BYTES_TOTAL)
@@ -101,17 +100,34 @@ class EventStore:
         try:
             check_newest(connection, path)
             head = chain.Head(chain.Head.of(path))
-        except BaseException as error:
+            return cls(path, connection, head, ring_capacity, log_bytes_per_service, retention)
+        except OSError as error:
             connection.close()
-            if isinstance(error, OSError):
-                raise StoreError(f"{chain.Head.of(path)} can't be opened: {error.strerror}; check its owner") from None
+            raise StoreError(f"{chain.Head.of(path)} can't be opened: {error.strerror}; check its owner") from None
+        except sqlite3.Error as error:
+            connection.close()
+            raise database.unusable(path, error) from None
+        except BaseException:
+            connection.close()
             raise
-        return cls(path, connection, head, ring_capacity, log_bytes_per_service, retention)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start writing; callbacks come in `loop`."""
         self._loop = loop
         self._writer.begin(loop, self._written)
+        if self.path.stat().st_size > database.QUICK_CHECK_BYTES:
+            loop.run_in_executor(self._aside, self._check_structure)
+
+    def _check_structure(self) -> None:
+        try:
+            with contextlib.closing(database.connect_to_read(self.path)) as connection:
+                database.check_structure(connection, self.path)
+        except sqlite3.Error as error:
+            self.damage = database.unusable(self.path, error)
+        except StoreError as error:
+            self.damage = error
+        if self.damage is not None:
+            log.critical("%s", self.damage.message)
 
     @property
     def last_id(self) -> int:
@@ -145,9 +161,7 @@ class EventStore:
     def _put(self, commit: Commit) -> None:
         """To the writer, together with what else this turn of the loop brings: each handing over has its price."""
         self._commits.append(commit)
-        if len(self._commits) >= HAND_OVER:
-            self._hand_over()
-        elif not self._handing_over:
+        if not self._handing_over:
             self._hand_over_soon()
 
     def _hand_over_soon(self) -> None:
@@ -177,28 +191,29 @@ class EventStore:
 
     def _written(self, written: Written) -> None:
         if written.error is None:
-            append = self.ring.append
+            append, remember = self.ring.append, self._remember
             for commit in written.commits:
                 for change in commit.changes:
                     if isinstance(change, Prune):
                         self.pruned_through = change.until.last_id
                 for event in commit.events:
                     append(event, event.tenant, event.subject)
-                    self._remember(event)
+                    remember(event)
+                if commit.done is not None and not commit.done.done():
+                    commit.done.set_result(True)  # who waits is woken after this, when all of it can be seen
             if written.commits:
                 self.ring.wake()
                 self.refusal = None
-        elif isinstance(written.error, StoreUnavailable):
-            self.refusal = written.error
-        for commit in written.commits:
-            if commit.done is None or commit.done.done():
-                continue
-            if written.error is None:
-                commit.done.set_result(True)
-            elif commit.lasting:
-                commit.done.set_result(False)
-            else:
-                commit.done.set_exception(_again(written.error))
+        else:
+            if isinstance(written.error, StoreUnavailable):
+                self.refusal = written.error
+            for commit in written.commits:
+                if commit.done is None or commit.done.done():
+                    continue
+                if commit.lasting:
+                    commit.done.set_result(False)
+                else:
+                    commit.done.set_exception(_again(written.error))
         if written.lines:
             self.on_lines_written(written.lines)
 

@@ -226,13 +226,15 @@ class Writer(threading.Thread):
         for event in events:
             event_id += 1
             event.id = event_id
-            if not event.timestamp_ms:  # else it was tried before: it happened then
-                event.timestamp_ms = now_ms
-            if event.cause is not None:
-                event.causation_id = event.cause.id
+            timestamp_ms = event.timestamp_ms
+            if not timestamp_ms:  # else it was tried before: it happened then
+                timestamp_ms = event.timestamp_ms = now_ms
+            cause = event.cause
+            if cause is not None:
+                event.causation_id = cause.id
             row = (
-                event_id, event.timestamp_ms, monotonic_ns, event.tenant, event.event_type, event.subject,
-                event.payload, event.causation_id,
+                event_id, timestamp_ms, monotonic_ns, event.tenant, event.event_type, event.subject, event.payload,
+                event.causation_id,
             )  # fmt: skip
             previous = chained(previous, row)
             values += row
