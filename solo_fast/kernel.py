@@ -17,11 +17,12 @@ import resource
 import signal
 import socket
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo_fast import __version__
-from solo_fast.config import Config
+from solo_fast.config import Config, required_layers, uid_range
 from solo_fast.domain.errors import SoloError
 from solo_fast.telemetry import logs as telemetry_logs
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from solo_fast.domain.messages import HealthResponse, MetricsResponse
     from solo_fast.gateway.inside import InsideGateway
     from solo_fast.runtime.process import Process
+    from solo_fast.runtime.rooms import Rooms
     from solo_fast.runtime.service import Service
     from solo_fast.runtime.zygote_client import ZygoteClient
 
@@ -62,6 +64,8 @@ def serve(config: Config, port_file: str | None = None, *, recover: bool = True)
 
 
 def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool) -> int:
+    from solo_fast.runtime.bounds import Settings
+    from solo_fast.runtime.rooms import Rooms
     from solo_fast.runtime.zygote_client import ZygoteClient
 
     kernel: Kernel | None = None
@@ -70,7 +74,16 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
         if kernel is not None:
             kernel.supervisor.refill()
 
-    zygote = ZygoteClient(restarted)
+    uids = uid_range(config.get("security.uid_range"))
+    rooms = Rooms(data_dir / "work", uids[:-1], start=zlib.crc32(bytes(data_dir)))
+    try:
+        rooms.prepare()  # before the zygote, which mounts it
+    except OSError as error:
+        raise StartError(f"{data_dir}/work can't be made: {error.strerror}; free space on its disk") from None
+    enabled = config.get("security.sandbox") == "on"
+    programs = [path for path in config.get("security.program_paths").split(",") if path]
+    settings = Settings(enabled, str(data_dir / "work"), uids[-1] if uids else 0, programs)
+    zygote = ZygoteClient(settings, restarted)
     zygote.spawn()
     _raise_descriptor_limit()  # after the zygote: services keep the modest limit
 
@@ -78,7 +91,7 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
 
     async def live() -> None:
         nonlocal kernel
-        kernel = Kernel(config, data_dir, zygote, recover=recover)
+        kernel = Kernel(config, data_dir, zygote, rooms, recover=recover)
         await kernel.run(port_file)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -135,10 +148,18 @@ def notify_service_manager(state: str) -> None:
 
 
 def _write_port_file(path: str | None, grpc_port: int, http_port: int) -> None:
-    if path:
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
+    if not path:
+        return
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
         temporary.write_text(json.dumps({"pid": os.getpid(), "grpc": grpc_port, "http": http_port}))
         temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StartError(
+            f"port file {path} can't be written ({error.strerror}); name another with --port-file"
+        ) from None
 
 
 class Kernel:
@@ -149,7 +170,9 @@ class Kernel:
         started_at: monotonic seconds.
     """
 
-    def __init__(self, config: Config, data_dir: Path, zygote: ZygoteClient, *, recover: bool = True) -> None:
+    def __init__(
+        self, config: Config, data_dir: Path, zygote: ZygoteClient, rooms: Rooms, *, recover: bool = True
+    ) -> None:
         from solo_fast._ext.registry import Directory
         from solo_fast._ext.shedder import Shedder
         from solo_fast.operations import Operations
@@ -168,6 +191,7 @@ class Kernel:
         self.store = EventStore.open(
             data_dir / config.get("database.events_db"),
             ring_capacity=config.get("limits.ring_events"),
+            ring_bytes=config.get("limits.ring_bytes"),
             log_bytes_per_service=config.get("limits.log_store_bytes"),
             retention=Retention(config.get("database.keep_events"), config.get("database.keep_days") * DAY_MS),
         )
@@ -190,7 +214,7 @@ class Kernel:
                 line_bytes=config.get("limits.log_line_bytes"),
             ),
             warm_pool=config.get("service.warm_pool"),
-            work_root=data_dir / "work",
+            rooms=rooms,
             handle_request=self._inside_request,
         )
         self.operations = Operations(config, self, self.supervisor, self.store, self.logs, self.directory)
@@ -232,6 +256,7 @@ class Kernel:
             stack.push_async_callback(self._close_store)
             stack.push_async_callback(self.zygote.close)
             await self.zygote.connect()
+            self._check_layers()
             self.supervisor.start()
             stack.push_async_callback(self._close_services)
             started = self._event("system_started", {"version": __version__, "pid": os.getpid()})
@@ -246,6 +271,7 @@ class Kernel:
             if not stopping.done():
                 recovering.result()
                 self._announce(*ports)
+                self.supervisor.tidy()
             await stopping
             recovering.cancel()
             upkeep.cancel()
@@ -264,6 +290,26 @@ class Kernel:
         except StoreUnavailable as error:
             raise StartError(f"{self.store.path}: {error.message}") from None
 
+    def _check_layers(self) -> None:
+        """Say which layers of the sandbox are missing.
+
+        Raises:
+            StartError: one that is required is.
+        """
+        layers = self.zygote.layers
+        for name in required_layers(self.config.get("security.require_layers")):
+            if not layers[name].holds:
+                raise StartError(
+                    f"the sandbox layer {name}, which security.require_layers names, does not hold on this host: "
+                    f"{layers[name].detail}; `solo doctor` shows all layers"
+                )
+        if self.config.get("security.sandbox") == "off":
+            log.warning("SERVICES ARE NOT CONFINED: security.sandbox is off, and each can do what this user can")
+            return
+        for name, report in layers.items():
+            if not report.holds and report.needed:
+                log.warning("the sandbox has no layer %s on this host: %s", name, report.detail)
+
     async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> tuple[int, int]:
         from solo_fast.gateway.grpc import GrpcGateway
         from solo_fast.gateway.rest import RestGateway
@@ -277,6 +323,7 @@ class Kernel:
             except (OSError, RuntimeError) as error:
                 raise StartError(f"{key} {host}:{port} can't be opened: {error}; choose another port, or 0") from None
             stack.push_async_callback(gateway.stop, GATEWAY_GRACE_SECONDS)
+        self.supervisor.opened(tuple(ports))
         return ports[0], ports[1]
 
     async def _expect_services(self) -> None:
@@ -319,9 +366,12 @@ class Kernel:
             self._note_shed()
 
     def _note_shed(self) -> None:
+        from solo_fast.operations.table import Admission
+
         by_tenant: dict[str, list[dict[str, Any]]] = {}
         for (tenant, admission, reason), count in self.shedder.take_shed().items():
-            by_tenant.setdefault(tenant, []).append({"class": admission, "reason": reason, "count": count})
+            counted = {"admission": Admission(admission).name.lower(), "reason": reason, "count": count}
+            by_tenant.setdefault(tenant, []).append(counted)
         for tenant, counts in by_tenant.items():
             self.store.record_soon(self._event("load_shed", {"counts": counts}, tenant))
 
@@ -382,13 +432,19 @@ class Kernel:
         return HealthResponse(**self._figures())
 
     def metrics(self) -> MetricsResponse:
-        from solo_fast.domain.messages import MetricsResponse
+        from solo_fast.domain.messages import MetricsResponse, ShedCount
+        from solo_fast.operations.table import Admission
 
+        shed = self.shedder.stats()
         return MetricsResponse(
             **self._figures(),
             services=self.supervisor.services.count(),
             events=self.store.last_id,
             calls=self.operations.calls,
             in_flight=self.shedder.in_flight,
-            shed=self.shedder.stats()["shed"],
+            shed=shed["shed"],
+            shed_by=[
+                ShedCount(tenant=tenant, admission=Admission(admission).name.lower(), reason=reason, count=count)
+                for (tenant, admission, reason), count in shed["shed_by"].items()
+            ],
         )

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("storage", "Put a backup in the place of a data directory's database."),
     "health": ("system", "Ask the kernel how it is."),
     "metrics": ("system", "Show the kernel's figures."),
+    "doctor": ("doctor", "Show which layers of the sandbox hold on this host."),
     "shutdown": ("system", "Stop the kernel."),
     "version": ("system", "Print the version."),
     "help": ("system", "Show help, of one command or of all."),

@@ -54,6 +54,7 @@ def filters(command: Any) -> Any:
 @click.option("--follow", "-f", is_flag=True, help="Go on with new events as they happen.")
 @filters
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="Events to show at most.")
+@click.option("--system", is_flag=True, help="Solo's own events instead of a tenant's.")
 @click.option("--include-logs", is_flag=True, help="With --follow: log lines too.")
 @json_option
 @server_options
@@ -66,6 +67,7 @@ def events_command(
     since_time: datetime | None,
     until_time: datetime | None,
     limit: int,
+    system: bool,
     include_logs: bool,
     as_json: bool,
 ) -> None:
@@ -73,6 +75,8 @@ def events_command(
     if click.get_current_context().invoked_subcommand is not None:
         return
     client.as_json = as_json
+    if system:
+        client.tenant = ""
     query = _query(service_id, types, since)
     if follow:
         if since_time or until_time:

@@ -57,7 +57,7 @@ def _value(text: str) -> Any:
 
 
 @click.command("deploy")
-@click.argument("file")
+@click.argument("file", type=click.Path(allow_dash=True))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--exec", "external", is_flag=True, help="FILE and what follows it is a program to run, not source.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="With --exec: a variable; repeatable.")
@@ -177,8 +177,8 @@ def status_command(client: Client, service: str | None, service_id: str | None, 
     client.as_json = as_json
     if service and service_id and service != service_id:
         raise click.UsageError(f"ID is {service!r} and --service-id is {service_id!r}: give one")
-    name = service or service_id
-    answer = client.request("GET", f"/services/{segment(name)}" if name else "/services")
+    name = service_id if service is None else service
+    answer = client.request("GET", "/services" if name is None else f"/services/{segment(name)}")
     if as_json:
         print_json(answer)
     elif name:
@@ -302,7 +302,7 @@ def _signature(method: dict[str, Any]) -> str:
 
 
 @click.command("check")
-@click.argument("file")
+@click.argument("file", type=click.Path(allow_dash=True))
 @json_option
 @server_options
 def check_command(client: Client, file: str, as_json: bool) -> int:

@@ -18,6 +18,9 @@ Metadata = dict[str, str]
 Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339, with its offset or Z.")]
 Format = Literal["python_source", "elixir_source", "external_binary"]
 
+Network = Literal["none", "loopback", "all"]
+"""What a service may reach: nothing, this host's own loopback addresses, everything."""
+
 Stream = Literal["stdout", "stderr", "log"]
 """Where a log line came from: what the service printed, or what it logged through `self.solo`."""
 
@@ -57,6 +60,9 @@ class ServiceLimits(Request, kw_only=True):
     shutdown_timeout_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
     mailbox_limit: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    max_memory_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] | None = None
+    max_processes: Annotated[int, Meta(ge=1, le=30_000)] | None = None
+    network: Network | None = None
 
 
 class DeployRequest(Request, kw_only=True):
@@ -121,6 +127,8 @@ class ServiceEntry(Response, kw_only=True):
 
 
 class StatusResponse(ServiceEntry, kw_only=True):
+    """`sandbox`: the layers that hold it, of those that `solo doctor` lists."""
+
     updated_at: datetime
     memory_bytes: int
     message_queue_len: int
@@ -129,6 +137,8 @@ class StatusResponse(ServiceEntry, kw_only=True):
     version: int
     recent_events: list[EventView]
     labels: Metadata
+    network: Network
+    sandbox: list[str]
 
 
 class ListRequest(Request, kw_only=True):
@@ -400,12 +410,25 @@ class MetricsRequest(Request, kw_only=True):
     pass
 
 
+class ShedCount(Response, kw_only=True):
+    """Requests that were refused, of one tenant, admission class and reason.
+
+    Tenants that have gone idle are counted together as tenant "*".
+    """
+
+    tenant: str
+    admission: str
+    reason: str
+    count: int
+
+
 class MetricsResponse(HealthResponse, kw_only=True):
     services: int
     events: int
     calls: int
     in_flight: int
     shed: int
+    shed_by: list[ShedCount] = field(default_factory=list)
 
 
 class ErrorBody(Response, kw_only=True):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import orjson
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -36,6 +37,13 @@ _SLACK_BYTES = 64 * 1024
 """What a message's other fields may weigh beside the one that has a limit of its own."""
 
 _STATE_POLL_S = 0.05
+
+_MESSAGE_S = 100e-6
+"""What a message of a stream costs, grpcio's own work included; for its share of a flood (store/pacing.py)."""
+
+_PINGS_S_MIN = 5
+"""How often a client may ping without being taken for a flood: as often as keepalive settings in use do."""
+
 _DESCRIPTOR = solo_pb2.DESCRIPTOR.services_by_name["SoloKernel"]
 _MESSAGE_CHARACTERS = 1024
 _DETAILS_BYTES = 4096
@@ -68,17 +76,27 @@ def _bound(request: Any, field: str, context: _Context) -> None:
     setattr(request, field, min(getattr(request, field), max(1, int(remaining * 1000))))
 
 
-def trailers(error: SoloError) -> tuple[tuple[str, str], ...]:
+def trailers(error: SoloError) -> tuple[tuple[str, str | bytes], ...]:
     """What a client can read of an error beside code and message: its name, its details, and when to retry.
 
-    `grpc-retry-pushback-ms` is what gRPC's own retry policy obeys (gRFC A6).
+    `grpc-retry-pushback-ms` is what gRPC's own retry policy obeys (gRFC A6); `grpc-status-details-bin` holds the same
+    as a google.rpc.RetryInfo, which clients of Google's error model (AIP-193) read.
     """
-    made = [("solo-error", error.code)]
+    made: list[tuple[str, str | bytes]] = [("solo-error", error.code)]
     if error.details:
         made.append(("solo-error-details", _details_text(error.details)))
     if error.retry_after_ms is not None:
         made.append(("grpc-retry-pushback-ms", str(error.retry_after_ms)))
+        made.append(("grpc-status-details-bin", _retry_status(error, error.retry_after_ms)))
     return tuple(made)
+
+
+def _retry_status(error: SoloError, retry_after_ms: int) -> bytes:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(retry_after_ms)
+    status = status_pb2.Status(code=grpc.StatusCode[error.grpc_status].value[0], message=_message(error))
+    status.details.add().Pack(retry)
+    return bytes(status.SerializeToString())
 
 
 def _details_text(details: dict[str, Any]) -> str:
@@ -103,10 +121,12 @@ def _utf16(character: str) -> list[int]:
 
 async def _abort(context: _Context, error: SoloError) -> None:
     """End the RPC with an error; always raises."""
+    await context.abort(grpc.StatusCode[error.grpc_status], _message(error), trailers(error))
+
+
+def _message(error: SoloError) -> str:
     message = error.message
-    if len(message) > _MESSAGE_CHARACTERS:
-        message = message[: _MESSAGE_CHARACTERS - 3] + "..."
-    await context.abort(grpc.StatusCode[error.grpc_status], message, trailers(error))
+    return message if len(message) <= _MESSAGE_CHARACTERS else message[: _MESSAGE_CHARACTERS - 3] + "..."
 
 
 # -- rows --------------------------------------------------------------------------------------------------------
@@ -157,8 +177,10 @@ def _stream(
             caller = _caller(operation, context)
             items = admitted_stream(kernel, operation, caller, request_plan(message))
             hello = asyncio.create_task(_greet(context))
-            async for item in items:
-                await context.write(response_plan(item))
+            async for batch in items:
+                for item in batch:
+                    await kernel.store.pacer.turn(_MESSAGE_S)
+                    await context.write(response_plan(item))
         except SoloError as error:
             await _abort(context, error)
         except asyncio.CancelledError:
@@ -279,11 +301,19 @@ class GrpcGateway:
             SoloError: the address can't be listened on.
         """
         get = self._kernel.config.get
+        heartbeat_ms = int(get("solo.heartbeat_seconds")) * 1000
         server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", int(get("limits.max_request_bytes"))),
                 ("grpc.max_send_message_length", int(get("limits.max_result_bytes")) + _SLACK_BYTES),
                 ("grpc.so_reuseport", 0),
+                # Heartbeats are HTTP/2's own: a client that answers none is gone, and what it held is free.
+                ("grpc.keepalive_time_ms", heartbeat_ms),
+                ("grpc.keepalive_timeout_ms", 2 * heartbeat_ms),
+                ("grpc.http2.ping_timeout_ms", 2 * heartbeat_ms),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_pings_without_data", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", _PINGS_S_MIN * 1000),
             )
         )
         server.add_generic_rpc_handlers(

@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from solo_fast._ext.registry import Directory, Registration
-from solo_fast.config import Config, Values
+from solo_fast.config import NETWORKS, Config, Values
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, NotFound, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, NotFound, PermissionDenied, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.operations import views
@@ -43,6 +43,8 @@ NOT_DURABLE = (
 
 T = TypeVar("T")
 Found = list[m.DiscoveredService]
+Events = list[m.EventView]
+Lines = list[m.LogEntry]
 
 
 class KernelView(Protocol):
@@ -54,7 +56,7 @@ class KernelView(Protocol):
 
 
 class Operations(StorageOperations):
-    """The handlers. Each is `async (caller, request) -> response`; watch and logs are async iterators.
+    """The handlers. Each is `async (caller, request) -> response`; watch and logs iterate over lists of responses.
 
     A handler raises only errors of solo_fast.domain.errors. What changes state runs to its end once it has begun,
     even when its caller goes away: nothing is half done.
@@ -134,7 +136,7 @@ class Operations(StorageOperations):
     async def status(self, caller: Caller, request: m.StatusRequest) -> m.StatusResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
         recent = await self._store.recent(caller.tenant, request.service_id, RECENT_EVENTS)
-        return views.status(service, recent)
+        return views.status(service, recent, self._supervisor.layers)
 
     async def list(self, caller: Caller, request: m.ListRequest) -> m.ListResponse:
         everything = self._supervisor.services.of_tenant(caller.tenant)
@@ -165,11 +167,11 @@ class Operations(StorageOperations):
         )
 
     async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> tuple[float, bool]:
-        killed = await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force)
-        for registration in self._directory.remove_service(tenant, service_id):
-            gone = RemoveRegistration(tenant, registration.handle)
-            self._store.record_soon(_unregistered(registration, "killed"), changes=[gone])
-        return killed
+        def leaving(killed: Event) -> Sequence[Event]:
+            gone = self._directory.remove_service(tenant, service_id)
+            return [_unregistered(registration, "killed", killed) for registration in gone]
+
+        return await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force, leaving=leaving)
 
     async def call(self, caller: Caller, request: m.CallRequest) -> m.CallResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
@@ -192,7 +194,9 @@ class Operations(StorageOperations):
 
     # -- events and logs -----------------------------------------------------------------------------------------
 
-    async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[m.EventView]:
+    async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[Events]:
+        _check_local(caller)
+        _check_filter(request.service_id)
         self._store.check_kept(request.since_id)
         with self._watching(caller.tenant):
             events = _mapped(
@@ -208,10 +212,12 @@ class Operations(StorageOperations):
             if request.include_logs:
                 lines = self._logs.follow(caller.tenant, request.service_id, tail=0)
                 sources.append(_mapped(views.log_event, lines))
-            async for item in merge(sources):
-                yield item
+            async for items in merge(sources):
+                yield items
 
     async def events(self, caller: Caller, request: m.ListEventsRequest) -> m.ListEventsResponse:
+        _check_local(caller)
+        _check_filter(request.service_id)
         page = await self._store.page(
             caller.tenant,
             request.since_id,
@@ -227,16 +233,16 @@ class Operations(StorageOperations):
             oldest_id=self._store.pruned_through + 1,
         )
 
-    async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[m.LogEntry]:
+    async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[Lines]:
+        _check_filter(request.service_id)
         if not request.follow:
             lines = await self._logs.tail(caller.tenant, request.service_id, request.tail or 1000, request.since_id)
-            for line in lines:
-                yield views.log_entry(line)
+            yield [views.log_entry(line) for line in lines]
             return
         with self._watching(caller.tenant):
             follow = self._logs.follow(caller.tenant, request.service_id, request.since_id, request.tail)
-            async for line in follow:
-                yield views.log_entry(line)
+            async for entries in _mapped(views.log_entry, follow):
+                yield entries
 
     def _watching(self, tenant: str) -> _Seat:
         limit = self.config.for_tenant(tenant).get("limits.watchers_per_tenant")
@@ -366,23 +372,39 @@ class _Seat:
             del self._taken[self._tenant]
 
 
-async def _mapped(view: Callable[[Any], T], items: AsyncIterator[Any]) -> AsyncIterator[T]:
+async def _mapped(view: Callable[[Any], T], batches: AsyncIterator[list[Any]]) -> AsyncIterator[list[T]]:
     try:
-        async for item in items:
-            yield view(item)
+        async for items in batches:
+            yield [view(item) for item in items]
     finally:
-        await items.aclose()  # type: ignore[attr-defined]
+        await batches.aclose()  # type: ignore[attr-defined]
+
+
+def _check_local(caller: Caller) -> None:
+    """The system's own events are for whoever runs the kernel."""
+    if not caller.tenant and not caller.is_local:
+        raise PermissionDenied("the system's own events are shown on loopback only; name a tenant to see its events")
 
 
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     """The deploy's own limits over the tenant's, which are over the kernel's."""
 
-    def pick(name: str) -> int:
-        own = getattr(asked, name)
-        value: int = config.get(f"service.{name}") if own is None else own
-        return value
+    def pick(name: str) -> Any:
+        own = getattr(asked, name, None)
+        return config.get(f"service.{name}") if own is None else own
 
-    return Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+    limits = Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+    ceiling = config.get("security.network_ceiling")
+    if NETWORKS.index(limits.network) > NETWORKS.index(ceiling):
+        raise PermissionDenied(
+            f"network {limits.network!r} is more than a deploy may ask for; security.network_ceiling is {ceiling!r}"
+        )
+    return limits
+
+
+def _check_filter(service_id: str) -> None:
+    if service_id:  # else: of every service; an id that can't be one would be waited for in vain
+        check_id("service_id", service_id)
 
 
 def _check_name(field: str, name: str) -> None:
@@ -399,6 +421,6 @@ def _end_ms(ttl_s: float) -> int:
     return time.time_ns() // 1_000_000 + round(ttl_s * 1000) if ttl_s else 0
 
 
-def _unregistered(registration: Registration, reason: str) -> Event:
+def _unregistered(registration: Registration, reason: str, cause: Event | None = None) -> Event:
     payload = {"service_name": registration.name, "reason": reason}
-    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload)
+    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload, cause)

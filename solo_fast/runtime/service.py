@@ -10,15 +10,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
 
-from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
+from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, ShuttingDown, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, ServiceState, Stream
+from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.external import Program
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
+from solo_fast.runtime.rooms import Room
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -36,6 +37,11 @@ class Limits:
     shutdown_timeout_ms: int
     mailbox_limit: int
     max_in_flight: int
+    max_memory_bytes: int
+    max_processes: int
+    network: Network
+    max_open_files: int
+    max_file_bytes: int
 
 
 @dataclass(slots=True)
@@ -46,7 +52,21 @@ class Spec:
     service_id: str
     version: Version
     limits: Limits
-    work_dir: Path
+    room: Room
+
+    def bounds(self, closed_ports: tuple[int, ...]) -> Bounds:
+        """What its processes are confined to; `closed_ports`: those of this host that they may never connect to."""
+        limits = self.limits
+        return Bounds(
+            uid=self.room.uid,
+            network=limits.network,
+            closed_ports=closed_ports,
+            memory_bytes=limits.max_memory_bytes,
+            processes=limits.max_processes,
+            files=limits.max_open_files,
+            file_bytes=limits.max_file_bytes,
+            programs=self.version.format == "external_binary",
+        )
 
     @property
     def text(self) -> bytes:
@@ -68,7 +88,8 @@ class Spec:
 class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
 
-    async def new_process(self) -> Process: ...
+    async def new_process(self, source: Source, owner: Owner) -> Process: ...
+    async def own_ports(self) -> tuple[int, ...]: ...
     def refill(self) -> None: ...
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
@@ -107,6 +128,7 @@ class Service(Owner):
         self._waiting: deque[asyncio.Future[None]] = deque()  # messages that came while it restarts
         self._restarting: asyncio.Task[None] | None = None
         self._ended = False
+        self._end_reason = ""
 
     @classmethod
     def recovered(cls, spec: Spec, house: House, row: ServiceRow) -> Service:
@@ -133,22 +155,35 @@ class Service(Owner):
 
     # -- coming up -----------------------------------------------------------------------------------------------
 
-    async def start(self) -> Description:
+    async def start(self, patience: int = 1) -> Description:
         """Bring a process up.
 
+        Args:
+            patience: how many times its startup timeout it may take.
+
         Raises:
-            DeployFailed: the source did not come up; no process is left.
+            DeployFailed: the source did not come up; no process is left. ShuttingDown: it was ended meanwhile.
             InternalError: no process could be made.
         """
         spec = self.spec
         code = self.house.code_for(spec.tenant, self._digest)
+        closed_ports = () if spec.limits.network == "none" else await self.house.own_ports()
         source = Source(
-            spec.tenant, spec.service_id, spec.version.filename, spec.text, str(spec.work_dir), code, spec.program
+            spec.tenant,
+            spec.service_id,
+            spec.version.filename,
+            spec.text,
+            str(spec.room.work_dir),
+            spec.bounds(closed_ports),
+            code,
+            spec.program,
         )
-        process = await self.house.new_process()
+        process = await self.house.new_process(source, self)
         self._process = process
         try:
-            self.described = await process.load(source, self, spec.limits.startup_timeout_ms / 1000)
+            if self._ended:
+                raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
+            self.described = await process.load(source, self, patience * spec.limits.startup_timeout_ms / 1000)
         except BaseException:
             process.stopping = True
             process.kill()
@@ -238,13 +273,13 @@ class Service(Owner):
 
     # -- recovery ------------------------------------------------------------------------------------------------
 
-    async def recover(self, cause: Event) -> bool:
+    async def recover(self, cause: Event, patience: int) -> bool:
         """Bring a service of the desired state up; False when it did not come up, and is tried again like a crash."""
         if self._ended:  # killed or replaced before its turn came
             return True
         self._restarting = asyncio.current_task()
         try:
-            described = await self.start()
+            described = await self.start(patience)
         except SoloError as error:
             payload = {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:RECENT_EVENTS]}
             failed = self._event("service_recovery_failed", payload, cause)
@@ -262,6 +297,12 @@ class Service(Owner):
     @property
     def mailbox_length(self) -> int:
         return (len(self._process.pending) if self._process else 0) + len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are messages that it will come to."""
+        coming = self._restarting is not None and not self._restarting.done()
+        return self.mailbox_length > 0 and (self.alive or coming)
 
     async def call(self, method: str, arguments: bytes, timeout_s: float) -> bytes:
         """The method's result as JSON text.
@@ -341,6 +382,8 @@ class Service(Owner):
         finally:
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
+        if self._end_reason == "shutdown":
+            raise ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
         if self._ended:
             raise NotFound(f"{self.spec.service_id} was killed")
         if self.state != "running":
@@ -375,6 +418,7 @@ class Service(Owner):
     async def end(self, reason: str, grace_s: float) -> None:
         """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once."""
         self._ended = True
+        self._end_reason = reason
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.wait([self._restarting])

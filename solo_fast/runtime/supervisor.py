@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
 from solo_fast._ext.registry import Services
 from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, ShuttingDown, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
+from solo_fast.domain.layers import LayerReport
 from solo_fast.domain.messages import Format, Stream
+from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.draining import end_all
 from solo_fast.runtime.pool import WarmPool
-from solo_fast.runtime.process import LinkLimits, Process, Source
+from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
+from solo_fast.runtime.rooms import Room, Rooms
 from solo_fast.runtime.service import Limits, Service, Spec
 from solo_fast.runtime.zygote_client import ZygoteClient
-from solo_fast.store.database import StoreUnavailable
 from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
@@ -63,10 +64,10 @@ class CodeCache:
 
 
 class Supervisor:
-    """Owns every Service, the warm pool, and the services' work directories.
+    """Owns every Service, the warm pool, and the services' rooms.
 
     Args:
-        work_root: folder under which each service gets its own working directory.
+        rooms: where each service gets its own work directory and user id.
         handle_request: carries out what a service asks through `self.solo`.
     """
 
@@ -78,26 +79,38 @@ class Supervisor:
         logs: LogBook,
         link_limits: LinkLimits,
         warm_pool: int,
-        work_root: Path,
+        rooms: Rooms,
         handle_request: RequestHandler,
     ) -> None:
         self.services = Services()
+        self._own_ports: asyncio.Future[tuple[int, ...]] | None = None
         self._store = store
         self._logs = logs
+        self._zygote = zygote
         self._pool = WarmPool(zygote, link_limits, warm_pool)
-        self._work_root = work_root
+        self._rooms = rooms
         self._handle_request = handle_request
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
-        self._work_dirs = 0
         self._versions_before: dict[tuple[str, str], int] = {}  # of what a start without recovery left alone
+        self._coming_up: set[Service] = set()
         self._closing = False
+        self._hurried = False
 
     def start(self) -> None:
-        shutil.rmtree(self._work_root, ignore_errors=True)  # of a kernel that was killed
-        self._work_root.mkdir(mode=0o700)
+        """Fill the pool; the zygote is ready."""
+        self._rooms.gives_uids = self._zygote.layers["uid"].holds
         self._pool.refill()
+
+    @property
+    def layers(self) -> dict[str, LayerReport]:
+        """What the zygote found of each layer of the sandbox."""
+        return self._zygote.layers
+
+    def tidy(self) -> None:
+        """Remove what a killed kernel has left, in the background: a thousand directories take half a second."""
+        self._in_background(asyncio.to_thread(self._rooms.tidy))
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
 
@@ -126,8 +139,7 @@ class Supervisor:
             TenantOverloaded: the tenant has its limit of services. StoreUnavailable: it could not be put on disk, and
             nothing is left of it; a former one still serves.
         """
-        if self._closing:
-            raise ShuttingDown("the kernel is shutting down and takes no deploys")
+        self._check_open()
         self._store.check_writable()  # before its code runs
         former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
@@ -140,8 +152,8 @@ class Supervisor:
             former.spec.version.number if former is not None else self._versions_before.get((tenant, service_id), 0)
         )
         version = Version(number + 1, time.time_ns() // 1_000_000, "deploy", format, filename, text, settings)
-        work_dir = former.spec.work_dir if former is not None else self._new_work_dir(tenant, service_id)
-        service = Service(Spec(tenant, service_id, version, limits, work_dir), self)
+        room = former.spec.room if former is not None else self._rooms.take(tenant, service_id)
+        service = Service(Spec(tenant, service_id, version, limits, room), self)
         if former is not None:
             service.created_at = former.created_at
             former.replacing = True
@@ -152,7 +164,7 @@ class Supervisor:
         except BaseException:
             if former is None:
                 self.services.remove(tenant, service_id)
-                self._remove_work_dir(work_dir)
+                self._release(room)
             raise
         finally:
             if former is not None:
@@ -160,6 +172,10 @@ class Supervisor:
         if former is not None:
             await self._take_over(former, service)
         return service
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ShuttingDown("the kernel is shutting down; deploy it when it is back", retry_after_ms=1000)
 
     async def _take_over(self, former: Service, service: Service) -> None:
         spec = service.spec
@@ -176,12 +192,19 @@ class Supervisor:
 
     async def _come_up(self, service: Service, former: Service | None) -> None:
         spec, replaced = service.spec, former is not None
+        self._coming_up.add(service)
         try:
             described = await service.start()
         except DeployFailed as error:
+            self._check_open()
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
             await self._store.keep(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
+        finally:
+            self._coming_up.discard(service)
+        if self._closing:
+            await service.end("shutdown", 0)
+            self._check_open()
         deployed = {
             "version": spec.version.number,
             "kind": described.kind,
@@ -199,11 +222,22 @@ class Supervisor:
             await service.end("killed", 0)
             raise
 
-    async def kill(self, tenant: str, service_id: str, *, grace_s: float | None, force: bool) -> tuple[float, bool]:
+    async def kill(
+        self,
+        tenant: str,
+        service_id: str,
+        *,
+        grace_s: float | None,
+        force: bool,
+        leaving: Callable[[Event], Sequence[Event]],
+    ) -> tuple[float, bool]:
         """Forget the service and end its process in the background.
 
         Returns:
             The grace period that it gets, seconds; and whether the kill is on disk, or waits for room there.
+
+        Args:
+            leaving: makes the events of what goes with the service; they share its transaction.
 
         Raises:
             NotFound: there is no such service.
@@ -215,12 +249,12 @@ class Supervisor:
         self._in_background(self._end(service, grace_s))
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
         killed = Event.new(tenant, "service_killed", service_id, payload)
-        durable = await self._store.keep(killed, changes=[RemoveService(tenant, service_id)])
+        durable = await self._store.keep(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
         return grace_s, durable
 
     async def _end(self, service: Service, grace_s: float) -> None:
         await service.end("killed", grace_s)
-        self._remove_work_dir(service.spec.work_dir)
+        self._release(service.spec.room)
 
     def find(self, tenant: str, service_id: str) -> Service:
         """The service of that id.
@@ -238,8 +272,8 @@ class Supervisor:
 
     def expect(self, row: ServiceRow, limits: Limits) -> Service:
         """Enter a service of the desired state: it has its place, and its mailbox waits until it is recovered."""
-        work_dir = self._new_work_dir(row.tenant, row.service_id)
-        service = Service.recovered(Spec(row.tenant, row.service_id, row.version, limits, work_dir), self, row)
+        room = self._rooms.take(row.tenant, row.service_id)
+        service = Service.recovered(Spec(row.tenant, row.service_id, row.version, limits, room), self, row)
         self.services.put(row.tenant, row.service_id, service)
         return service
 
@@ -250,18 +284,37 @@ class Supervisor:
     async def check(self, filename: str, text: bytes) -> dict[str, Any]:
         """Compile source and report its methods in a process of its own, which runs nothing of it."""
         process = await self._pool.take()
-        source = Source("", "", filename, text, "/")
+        uid = self._rooms.take_uid()
         try:
-            return await process.check(source, CHECK_SECONDS)
+            return await process.check(Source("", "", filename, text, "", Bounds(uid=uid)), CHECK_SECONDS)
         finally:
+            self._rooms.release_uid(uid)
             self._pool.refill()
 
     # -- the house of its services -------------------------------------------------------------------------------
 
-    async def new_process(self) -> Process:
-        return await self._pool.take()
+    def opened(self, ports: tuple[int, ...]) -> None:
+        """The kernel's own ports are known: no service may reach them, whatever its network."""
+        self._ports().set_result(ports)
+
+    def _ports(self) -> asyncio.Future[tuple[int, ...]]:
+        if self._own_ports is None:
+            self._own_ports = asyncio.get_running_loop().create_future()
+        return self._own_ports
+
+    async def own_ports(self) -> tuple[int, ...]:
+        """The kernel's own ports, once its gateways have opened them."""
+        return await asyncio.shield(self._ports())
+
+    async def new_process(self, source: Source, owner: Owner) -> Process:
+        return await self._pool.take(source, owner)
 
     def refill(self) -> None:
+        self._pool.refill()
+
+    def pause_pool(self, paused: bool) -> None:
+        """Let no blanks be made while a recovery needs the cores; what it starts begins with its source at once."""
+        self._pool.paused = paused
         self._pool.refill()
 
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None:
@@ -288,24 +341,8 @@ class Supervisor:
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
-    # -- work directories ----------------------------------------------------------------------------------------
-
-    def _new_work_dir(self, tenant: str, service_id: str) -> Path:
-        """A fresh one each time, so that a service that is still ending never shares it with its successor."""
-        self._work_dirs += 1
-        path = self._work_root / f"{tenant}.{service_id}.{self._work_dirs}"[-200:]
-        try:
-            path.mkdir(mode=0o700)
-        except OSError as error:
-            log.error("the work directory %s can't be made: %s", path, error.strerror)
-            raise StoreUnavailable(
-                f"no work directory could be made ({error.strerror}); free disk space, then try again",
-                retry_after_ms=1000,
-            ) from None
-        return path
-
-    def _remove_work_dir(self, path: Path) -> None:
-        self._in_background(asyncio.to_thread(shutil.rmtree, path, ignore_errors=True))
+    def _release(self, room: Room) -> None:
+        self._in_background(asyncio.to_thread(self._rooms.release, room))
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -316,22 +353,23 @@ class Supervisor:
 
     def kill_all(self) -> None:
         """SIGKILL to every process, for a shutdown that can't wait."""
+        self._hurried = True
         for service in self.services.all():
             if service.process is not None:
                 service.process.stopping = True
                 service.process.kill()
 
     async def close(self, grace_s: float | None) -> None:
-        """End every service, each within its own grace period or `grace_s`, and the pool."""
+        """Let calls in flight finish, then end every service and the pool.
+
+        Args:
+            grace_s: for both together, seconds; None: each service's own.
+        """
         self._closing = True
-        ends = [
-            service.end("shutdown", service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s)
-            for service in self.services.all()
-        ]
-        await asyncio.gather(*ends)
+        await end_all([*{*self.services.all(), *self._coming_up}], grace_s, lambda: self._hurried)
         for request in list(self._requests):
             request.cancel()
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
-        shutil.rmtree(self._work_root, ignore_errors=True)
+        await asyncio.to_thread(self._rooms.remove)

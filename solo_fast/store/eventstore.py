@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sqlite3
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +23,14 @@ from solo_fast.store import chain, copies, database
 from solo_fast.store.database import StoreError, StoreUnavailable
 from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
+from solo_fast.store.pacing import Pacer
 from solo_fast.store.retention import Prune, Retention
 from solo_fast.store.writer import Commit, Writer, Written
 
-PAGE = 500
+PAGE = 256  # events that a watcher reads from the store at once, fewer where they are large
+PAGE_BYTES = 256 * 1024
+EVENT_BYTES = 400  # what an event takes in memory beside its payload
+BATCH = 32  # events that are delivered at once
 RECENT_EVENTS = 10
 RECENT_SUBJECTS = 10_000
 LOG_BYTES_TOTAL = 256 * 1024 * 1024
@@ -34,6 +38,7 @@ CHECKED_AT_START = 1000
 """Newest events whose chain is checked at each start."""
 
 _COLUMNS = "id, timestamp_ms, tenant, event_type, subject, payload, causation_id"
+_PAYLOAD = 5
 
 T = TypeVar("T")
 
@@ -45,6 +50,7 @@ class EventStore:
 
     Attributes:
         ring: committed events, newest last.
+        pacer: gives those their turns who deliver events.
         refusal: why nothing can be written now; None while writing works.
         damage: what was found wrong with the file beside the work; None: nothing.
         pruned_through: id of the last event that retention has pruned; 0: none.
@@ -56,6 +62,7 @@ class EventStore:
         connection: sqlite3.Connection,
         head: chain.Head,
         ring_capacity: int,
+        ring_bytes: int,
         log_bytes: int,
         retention: Retention,
     ) -> None:
@@ -67,6 +74,10 @@ class EventStore:
         self.lines = LineTable(connection, log_bytes, LOG_BYTES_TOTAL)
         self._writer = Writer(connection, self.lines, head, retention)
         self.ring = Ring(ring_capacity, self._writer.last_id + 1)
+        self._ring_bytes_max = ring_bytes
+        self._ring_bytes = 0
+        self._ring_sizes: deque[int] = deque()  # of what the ring holds
+        self.pacer = Pacer()
         self.on_lines_written: Callable[[list[LogLine]], None] = lambda lines: None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="solo-read")
         self._reader: sqlite3.Connection | None = None
@@ -87,6 +98,7 @@ class EventStore:
         path: Path,
         *,
         ring_capacity: int = 65_536,
+        ring_bytes: int = 64 << 20,
         log_bytes_per_service: int = 4 << 20,
         retention: Retention = Retention(),  # noqa: B008 - it is immutable
     ) -> EventStore:
@@ -100,7 +112,7 @@ class EventStore:
         try:
             check_newest(connection, path)
             head = chain.Head(chain.Head.of(path))
-            return cls(path, connection, head, ring_capacity, log_bytes_per_service, retention)
+            return cls(path, connection, head, ring_capacity, ring_bytes, log_bytes_per_service, retention)
         except OSError as error:
             connection.close()
             raise StoreError(f"{chain.Head.of(path)} can't be opened: {error.strerror}; check its owner") from None
@@ -197,13 +209,18 @@ class EventStore:
                     if isinstance(change, Prune):
                         self.pruned_through = change.until.last_id
                 for event in commit.events:
+                    size = len(event.payload) + EVENT_BYTES
                     append(event, event.tenant, event.subject)
+                    self._ring_sizes.append(size)
+                    self._ring_bytes += size
                     remember(event)
                 if commit.done is not None and not commit.done.done():
                     commit.done.set_result(True)  # who waits is woken after this, when all of it can be seen
+            self._bound_ring()
             if written.commits:
-                self.ring.wake()
                 self.refusal = None
+                self.pacer.committed(len(written.commits))
+                self.ring.wake(matching_only=True)
         else:
             if isinstance(written.error, StoreUnavailable):
                 self.refusal = written.error
@@ -216,6 +233,15 @@ class EventStore:
                     commit.done.set_exception(_again(written.error))
         if written.lines:
             self.on_lines_written(written.lines)
+
+    def _bound_ring(self) -> None:
+        """Let go of what the ring has overwritten, and of its oldest where they are too large together."""
+        sizes, capacity = self._ring_sizes, self.ring.capacity
+        before = len(sizes)
+        while len(sizes) > capacity or self._ring_bytes > self._ring_bytes_max:
+            self._ring_bytes -= sizes.popleft()
+        if len(sizes) < before:
+            self.ring.drop(self.last_id - len(sizes))
 
     def _remember(self, event: Event) -> None:
         event.cause = None
@@ -260,11 +286,13 @@ class EventStore:
         until_id: int | None = None,
         since_ms: int | None = None,
         until_ms: int | None = None,
+        bytes_max: int | None = None,
     ) -> list[Event]:
         """Up to `limit` events of a tenant behind `since_id`, oldest first, that match every filter that is given.
 
         Args:
             since_ms, until_ms: epoch milliseconds, both inclusive.
+            bytes_max: no more than one beyond so many bytes of payload.
 
         Raises:
             InvalidRequest: events behind `since_id` were pruned; 0 starts with the oldest that is there.
@@ -283,13 +311,14 @@ class EventStore:
                 values.append(bound)
         sql = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"  # noqa: S608
 
-        def query(connection: sqlite3.Connection) -> list[Any]:
-            found = connection.execute(sql, (*values, limit)).fetchall()
+        def query(connection: sqlite3.Connection) -> list[Event]:
+            found = connection.execute(sql, (*values, limit))
+            events = [_event(row) for row in (found if bytes_max is None else _within(found, bytes_max))]
             if since_id:  # looked at last: what is pruned now may have been missing already
                 _check_kept(since_id, chain.checkpoint(connection).last_id)
-            return found
+            return events
 
-        return [_event(row) for row in await self.read(query)]
+        return await self.read(query)
 
     def check_kept(self, since_id: int | None) -> None:
         """Raise InvalidRequest where events behind `since_id` were pruned, and memory has them no more either."""
@@ -303,8 +332,8 @@ class EventStore:
 
     async def watch(
         self, tenant: str, *, subject: str = "", event_types: Sequence[str] = (), since_id: int | None = None
-    ) -> AsyncIterator[Event]:
-        """Events behind `since_id` (None: from now on), then live; no gap, no duplicate.
+    ) -> AsyncIterator[list[Event]]:
+        """Events behind `since_id` (None: from now on), then live; no gap, no duplicate. A few at a time, as they come.
 
         A reader that lags costs nobody anything: what the ring no longer has is read from the store.
         """
@@ -313,28 +342,29 @@ class EventStore:
         try:
             while True:
                 try:
-                    events = cursor.read()
+                    events = cursor.read(BATCH)
                 except Overrun as lost:
-                    async for event in self._between(tenant, lost.first - 1, lost.last, subject, event_types):
-                        yield event
+                    async for events in self._between(tenant, lost.first - 1, lost.last, subject, event_types):
+                        yield events
                     continue
-                for event in events:
-                    if not wanted or event.event_type in wanted:
-                        yield event
                 if not events:
                     await cursor.wait()
+                elif wanted:
+                    events = [event for event in events if event.event_type in wanted]
+                if events:
+                    yield events
         finally:
             cursor.close()
 
     async def _between(
         self, tenant: str, since_id: int, until_id: int, subject: str, event_types: Sequence[str]
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[list[Event]]:
         while True:
-            events = await self.page(tenant, since_id, PAGE, subject, event_types, until_id)
-            for event in events:
-                yield event
-            if len(events) < PAGE:
+            events = await self.page(tenant, since_id, PAGE, subject, event_types, until_id, PAGE_BYTES)
+            if not events:
                 return
+            for start in range(0, len(events), BATCH):
+                yield events[start : start + BATCH]
             since_id = events[-1].id
 
     async def verify(self) -> int | None:
@@ -364,6 +394,7 @@ class EventStore:
     async def close(self) -> None:
         """Write what is left, and close everything."""
         self._closed = True
+        self.pacer.close()
         self._hand_over()
         self._writer.finish()
         await self._loop.run_in_executor(None, self._writer.join)
@@ -377,6 +408,15 @@ class EventStore:
     def _close_reader(self) -> None:
         if self._reader is not None:
             self._reader.close()
+
+
+def _within(rows: Iterable[Sequence[Any]], bytes_max: int) -> Iterator[Sequence[Any]]:
+    size = 0
+    for row in rows:
+        yield row
+        size += len(row[_PAYLOAD])
+        if size > bytes_max:
+            return
 
 
 def _event(row: Sequence[Any]) -> Event:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from solo_fast.cli.options import DEFAULT_TENANT
+from tests.gateway.clients import ECHO, in_flight
+from tests.gateway.test_slots import half_a_call
 from tests.harness import ROOT, Server, command, environment, eventually
 
 COUNTER = ROOT / "examples" / "counter.py"
@@ -66,6 +74,7 @@ def test_json_has_the_keys_of_rest(deployed):
     assert answer("status", "--service-id", "counter", server=deployed)["service_id"] == "counter"
     assert answer("call", "counter", "increment", "--args", "[5]", server=deployed) == {"result": 5}
     assert answer("events", server=deployed).keys() == {"events", "next"}
+    assert answer("events", "--system", server=deployed)["events"][0]["event_type"] == "system_started"
     assert answer("health", server=deployed)["status"] == "healthy"
     expected = {"status", "version", "timestamp", "uptime_ms", "memory_mb", "process_count", "services", "events"}
     assert expected <= answer("metrics", server=deployed).keys()
@@ -106,6 +115,12 @@ def test_arguments_are_json_where_they_parse(server):
         (["lst"], 2, "did you mean list"),
         (["list", "--limit", "0"], 2, "--limit"),
         (["status", "a", "--service-id", "b"], 2, "give one"),
+        (["status", ""], 2, "empty"),
+        (["kill", ""], 2, "empty"),
+        (["call", "counter", ""], 2, "empty"),
+        (["list", "--tenant", "日本"], 2, "the tenant's name starts with"),
+        (["list", "--tenant", "a\nb"], 2, "the tenant's name contains"),
+        (["list", "--tenant", ""], 2, "the tenant's name is empty"),
     ],
 )
 def test_errors_have_their_exit_code_and_say_what_to_do(deployed, tmp_path, arguments, code, words):
@@ -131,6 +146,10 @@ def test_with_json_the_error_is_the_document(deployed):
     assert body["error"] == "not_found"
     body = answer("deploy", "-", "--service-id", "x", server=deployed, code=6, stdin="1 / 0\n")
     assert body["details"]["diagnostics"][0]["line"] == 1
+    for arguments in (["deploy", "/no/such.py"], ["nothing"], ["list", "--limit", "0"], ["list", "--tenant", "/"]):
+        body = answer(*arguments, server=deployed, code=2)
+        assert body["error"] == "invalid_request"
+        assert body["message"]
 
 
 def test_a_deadline_and_a_service_error(server):
@@ -221,12 +240,86 @@ def test_version_help_and_completion():
     for shell in ("bash", "zsh", "fish"):
         assert "_SOLO_COMPLETE" in solo("completion", shell).stdout
     assert solo("completion", "tcsh").returncode == 2
-    completed = solo(_SOLO_COMPLETE="bash_complete", COMP_WORDS="solo de", COMP_CWORD="1")
-    assert "deploy" in completed.stdout
+
+
+COMPLETE = {
+    "bash": "COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _solo_completion solo; "
+    "echo ${{COMPREPLY[@]}}",
+    "fish": "complete --do-complete '{words}'",
+    # What zsh's line editor sets and takes: the words, and the names of arrays of what is offered.
+    "zsh": "_describe() {{ print -l -- ${{(P)3}} }}; compadd() {{ print -l -- ${{(P)5}} }}; "
+    "words=({words}); CURRENT=$#words; _solo_completion",
+}
+
+
+@pytest.mark.parametrize("shell", list(COMPLETE))
+def test_completion_completes_in_the_shell_itself(tmp_path, shell):
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    link = tmp_path / "solo"
+    link.write_text(f'#!/bin/sh\nexec {" ".join(command())} "$@"\n')
+    link.chmod(0o755)
+    script = tmp_path / "completion"
+    script.write_text(solo("completion", shell).stdout)
+    env = {**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    before = "compdef() { : }; " if shell == "zsh" else ""
+
+    def offered(words: str) -> str:
+        text = f"{before}source {script}; {COMPLETE[shell].format(words=words)}"
+        done = subprocess.run([shell, "-c", text], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "deploy" in offered("solo de")
+    assert "--service-id" in offered("solo deploy --se")
+    assert "zsh" in offered("solo completion z")
+    if shell == "fish":
+        assert "completion" in offered(f"solo deploy {tmp_path}/")
 
 
 def test_colour_only_on_a_terminal(deployed):
     assert "\x1b[" not in solo("status", "counter", server=deployed).stdout
+    for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        shown = on_a_terminal("status", "counter", SOLO_HTTP_PORT=str(deployed.http_port), **env)
+        assert "service_deployed" in shown
+        assert ("\x1b[" in shown) == coloured
+
+
+def on_a_terminal(*arguments: str, **env: str) -> str:
+    """What a command writes when its output is a terminal."""
+    plain = {name: value for name, value in environment(**env).items() if name != "NO_COLOR" or name in env}
+    ours, its = pty.openpty()
+    with subprocess.Popen([*command(), *arguments], env=plain, stdout=its, stderr=its, stdin=its) as process:
+        os.close(its)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+        os.close(ours)
+        assert process.wait(60) == 0
+    return shown.decode()
+
+
+def test_who_is_shed_has_an_exit_code_of_its_own(tmp_path):
+    config = tmp_path / "solo.toml"
+    config.write_text("[tenants.default_tenant]\nmax_per_tenant = 1\n")
+    with Server(tmp_path, "--config", str(config)) as limited:
+        limited.deploy("busy", ECHO, DEFAULT_TENANT)
+        with half_a_call(limited, "busy", DEFAULT_TENANT):
+            eventually(lambda: in_flight(limited) == 2, "the tenant's one slot is taken")
+            body = answer("list", server=limited, code=8)
+        assert (body["error"], body["details"]["reason"]) == ("overloaded", "tenant_in_flight")
+
+
+def test_metrics_for_people_tell_what_was_shed(tmp_path):
+    config = tmp_path / "solo.toml"
+    config.write_text("[tenants.acme]\nrate_per_tenant = 1\n")
+    with Server(tmp_path, "--config", str(config)) as limited:
+        while limited.request("GET", "/services")[0] != 429:
+            pass
+        shown = solo("metrics", server=limited).stdout
+        assert re.search(r"^SHED OF +CLASS +REASON +COUNT$", shown, re.MULTILINE)
+        assert re.search(r"^(acme|\*) +read +tenant_rate +\d+$", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +347,12 @@ def test_serve_says_why_it_can_not_start(server, tmp_path):
     done = solo("serve", "--data-dir", str(blocked))
     assert done.returncode == 1
     assert "--data-dir" in done.stderr
+    missing = str(tmp_path / "none" / "ports.json")
+    done = solo("serve", "--data-dir", str(tmp_path / "data"), "--http-port", "0", "--grpc-port", "0",
+                "--port-file", missing)  # fmt: skip
+    assert done.returncode == 1
+    assert f"{missing} can't be written (No such file or directory); name another with --port-file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_shutdown(own_server):

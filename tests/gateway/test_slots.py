@@ -9,10 +9,20 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 from solo_fast.gateway.wire import solo_pb2 as pb
 from tests.gateway.clients import ECHO, TENANT, EventSource, in_flight, settles, stub
 from tests.harness import Server, eventually
+
+
+def retry_delay_ms(error: Any) -> int:
+    """What the google.rpc.RetryInfo of an error says; its status must agree with the RPC's own."""
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    assert (status.code, status.message) == (error.code().value[0], error.details())
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(retry)
+    return retry.retry_delay.ToMilliseconds()
 
 
 def half_a_call(server: Server, service_id: str, tenant: str = "acme") -> socket.socket:
@@ -106,12 +116,40 @@ def test_a_flood_is_shed_with_advice_and_hurts_nobody_else(tmp_path: Any) -> Non
             trailers = dict(caught.value.trailing_metadata())
             assert int(trailers["grpc-retry-pushback-ms"]) > 0
             assert json.loads(trailers["solo-error-details"])["limit"] == 3
+            assert retry_delay_ms(caught.value) == int(trailers["grpc-retry-pushback-ms"])
             client.Call(pb.CallRequest(service_id="busy", method="say"), metadata=(("x-tenant-id", "calm"),))
         assert server.call("busy", "say", ["fine"], tenant="calm") == "fine"
         assert server.request("DELETE", "/services/busy?force", tenant="acme")[0] == 202  # control is never shed
         for client_socket in clients:
             client_socket.close()
         settles(server, before)
+
+
+def test_a_kernel_at_its_own_limit_says_so_and_is_still_controlled(tmp_path: Any) -> None:
+    config = tmp_path / "solo.toml"
+    config.write_text("[limits]\nmax_total = 4\n")
+    tenants = [f"tenant-{number}" for number in range(4)]
+    with Server(tmp_path, "--config", str(config)) as server:
+        for tenant in (*tenants, "fifth"):
+            server.deploy("busy", ECHO, tenant)
+        clients = [half_a_call(server, "busy", tenant) for tenant in tenants]
+        eventually(lambda: in_flight(server) >= 4 + 1, "the kernel's slots are taken")
+        status, body, headers = server.request("GET", "/services/busy", tenant="fifth")
+        assert (status, body["error"], body["details"]["reason"]) == (503, "overloaded", "kernel_in_flight")
+        assert int(headers["retry-after"]) >= 1
+        assert "ratelimit" not in headers  # it is not the tenant's limit
+        with stub(server) as client:
+            with pytest.raises(grpc.RpcError) as caught:
+                client.Status(pb.StatusRequest(service_id="busy"), metadata=(("x-tenant-id", "fifth"),))
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            pushback = dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"]
+            assert retry_delay_ms(caught.value) == int(pushback) > 0
+        assert server.request("GET", "/health", tenant=None)[0] == 200
+        assert server.request("DELETE", "/services/busy?force", tenant="fifth")[0] == 202
+        for client_socket in clients:
+            client_socket.close()
+        settles(server, 1)
+        assert server.call("busy", "say", ["fine"], tenants[0]) == "fine"
 
 
 def test_streams_end_and_calls_are_answered_when_the_kernel_stops(own_server: Server) -> None:

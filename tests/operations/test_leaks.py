@@ -46,7 +46,7 @@ def holdings(server: Server) -> dict[str, int]:
         "descriptors": len(os.listdir(f"/proc/{server.pid}/fd")),
         "zygote descriptors": len(os.listdir(f"/proc/{zygote(server)}/fd")),
         "files": len(files),
-        "temporary": len(list(Path("/tmp").glob("solo*"))),
+        "temporary": len(list(server.temporary.rglob("*"))),
     }
 
 
@@ -116,6 +116,7 @@ def test_a_kill_while_the_service_restarts_leaves_nothing(tmp_path: Path, pool: 
         server.deploy("warm-up", mortal)
         server.request("DELETE", "/services/warm-up?force=true")
         eventually(lambda: len(descendants(server.pid)) == int(pool) + 1, "the pool is full")
+        eventually(lambda: not os.listdir(server.data_dir / "work"), "its work directory is gone")
         before = holdings(server)
         for number in range(40):
             server.deploy(f"mortal-{number}", mortal)
