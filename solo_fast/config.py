@@ -70,6 +70,8 @@ KEYS: tuple[Key, ...] = (
     Key("limits.max_source_bytes", MIB, "a service's source", least=1, live=True),
     Key("limits.max_result_bytes", 8 * MIB, "a call's result", least=1024),
     Key("limits.max_frame_bytes", 16 * MIB, "one frame from a service to the kernel", least=65536),
+    Key("limits.max_state_bytes", 8 * MIB, "a service's state, handed over or saved; a frame is the most it can be",
+        least=1024),
     Key("limits.services_per_tenant", 1000, "services of one tenant", live=True, per_tenant=True, least=1),
     Key("limits.registrations_per_tenant", 10_000, "registrations of one tenant", live=True, per_tenant=True, least=1),
     Key("limits.watchers_per_tenant", 100, "open watch and log streams of one tenant", live=True, per_tenant=True,
@@ -95,6 +97,8 @@ KEYS: tuple[Key, ...] = (
         per_tenant=True),
     Key("service.max_in_flight", 1000, "calls in flight of one service", least=1, most=1_000_000, live=True,
         per_tenant=True),
+    Key("service.rollback_window_ms", 30_000, "time after a swap in which a crash takes it back; 0: never",
+        most=86_400_000, live=True, per_tenant=True),
     Key("service.warm_pool", 8, "blank processes kept ready for deploys; 0 keeps none", most=1000),
 )  # fmt: skip
 

@@ -16,11 +16,12 @@ from solo_fast.domain import messages as m
 from solo_fast.domain.errors import InvalidRequest, NotFound, PayloadTooLarge, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
-from solo_fast.operations import views
+from solo_fast.operations import versions, views
 from solo_fast.operations.caller import Caller
 from solo_fast.operations.streams import merge
-from solo_fast.runtime.service import Limits
+from solo_fast.runtime.service import Limits, Service
 from solo_fast.runtime.supervisor import Supervisor
+from solo_fast.runtime.swap import Wanted
 from solo_fast.store.desired import (
     PutRegistration,
     RegistrationRow,
@@ -109,7 +110,7 @@ class Operations:
         """What a tenant's service gets: its own limits over the tenant's, which are over the kernel's."""
         return resolve_limits(self.config.for_tenant(tenant), asked)
 
-    def _source_of(self, request: m.DeployRequest | m.CheckRequest) -> bytes:
+    def _source_of(self, request: m.DeployRequest | m.SwapRequest | m.CheckRequest) -> bytes:
         if request.format == "elixir_source":
             raise InvalidRequest("format elixir_source is not supported; send Python source as python_source")
         if request.format == "external_binary":
@@ -174,6 +175,36 @@ class Operations:
             gone = RemoveRegistration(tenant, registration.handle)
             self._store.record_soon(_unregistered(registration, "killed"), changes=[gone])
         return given_s
+
+    async def swap(self, caller: Caller, request: m.SwapRequest) -> m.SwapResponse:
+        service = self._supervisor.find(caller.tenant, request.service_id)
+        text = self._source_of(request)
+        self._check_metadata("metadata", request.metadata or {})
+        settings = versions.settings_of(request, service.spec.version.settings)
+        filename = _filename(request.filename or service.spec.version.filename)
+        limits = self.limits_for(caller.tenant, settings.limits)
+        wanted = Wanted(request.format, filename, text, limits, settings)
+        return await self._swap(service, wanted, request.strategy, request.rollback_window_ms)
+
+    async def rollback(self, caller: Caller, request: m.RollbackRequest) -> m.SwapResponse:
+        service = self._supervisor.find(caller.tenant, request.service_id)
+        kept = await self._supervisor.swaps.version_before(service, request.to)
+        limits = self.limits_for(caller.tenant, kept.settings.limits)
+        wanted = Wanted(kept.format, kept.filename, kept.source, limits, kept.settings, "rollback")
+        return await self._swap(service, wanted, "hot", request.rollback_window_ms, back_to=kept.number)
+
+    async def _swap(
+        self, service: Service, wanted: Wanted, strategy: m.Strategy, window_ms: int | None, back_to: int = 0
+    ) -> m.SwapResponse:
+        if window_ms is None:
+            window_ms = self.config.for_tenant(service.spec.tenant).get("service.rollback_window_ms")
+        work = self._supervisor.swaps.swap(service, wanted, strategy=strategy, window_ms=window_ms)
+        return versions.swapped(service.spec.service_id, await self._to_the_end(work), back_to)
+
+    async def history(self, caller: Caller, request: m.HistoryRequest) -> m.HistoryResponse:
+        service = self._supervisor.find(caller.tenant, request.service_id)
+        kept = await self._supervisor.swaps.history(service)
+        return versions.history(request.service_id, kept, service.spec.version.number)
 
     async def call(self, caller: Caller, request: m.CallRequest) -> m.CallResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)

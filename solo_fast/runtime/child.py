@@ -19,9 +19,20 @@ from typing import Any
 import orjson
 
 from solo_fast.runtime import contract
-from solo_fast.runtime.frames import Kind, frame, load_body, message_body, split_load
+from solo_fast.runtime.frames import (
+    CODE_CHANGE,
+    RESTORE,
+    RESTORE_IF_PERSISTENT,
+    Kind,
+    frame,
+    load_body,
+    message_body,
+    split_load,
+)
+from solo_fast.runtime.handover import Custody, run_plainly
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
+from solo_fast.runtime.state import wait_for
 from solo_fast.service import Service
 
 LINK_FD = 3
@@ -92,6 +103,8 @@ class Order:
     result_bytes_max: int
     source: str
     code: bytes
+    state_bytes_max: int = 0
+    hand_over: str = ""
 
 
 def _serve(sock: socket.socket) -> None:
@@ -110,7 +123,8 @@ def _serve(sock: socket.socket) -> None:
         if is_async:
             asyncio.run(_come_up_async(order, link, loaded, marshalled))
         else:
-            _come_up_plain(order, link, loaded, marshalled).run(loaded)
+            loop = _come_up_plain(order, link, loaded, marshalled)
+            loop.run(loaded, standing_by=order.hand_over == CODE_CHANGE)
     except contract.ContractError as error:
         link.send(Kind.FAILED, 0, encode({"message": error.message, "diagnostics": error.diagnostics}))
         leave(1)
@@ -155,25 +169,29 @@ def _load(order: Order) -> tuple[Loaded, bool, bytes]:
     callees = contract.methods_of(instance) if instance else contract.functions_of(module)
     if not callees and main is None and instance is None:
         raise contract.nothing_callable(order.filename)
-    lifecycle = (instance.init, instance.terminate, instance.handle_info) if instance else ()
+    names = ("init", "terminate", "handle_info", "get_state", "code_change", "restore") if instance else ()
+    lifecycle = (getattr(instance, name) for name in names)
     is_async = (
         main is not None
         or any(c.is_async for c in callees.values())
         or any(contract.is_coroutine_function(f) for f in lifecycle)
     )
-    loaded = Loaded(order.filename, callees, instance, main, order.result_bytes_max, bool(cls and cls.concurrent))
+    concurrent = bool(cls and cls.concurrent)
+    loaded = Loaded(order.filename, callees, instance, main, order.result_bytes_max, concurrent, order.state_bytes_max)
     return loaded, is_async, marshalled
 
 
 def _come_up_plain(order: Order, link: Link, loaded: Loaded, marshalled: bytes) -> PlainLoop:
     loop = PlainLoop(link)
     inside = Inside(link, order.tenant, order.service_id, loop.schedule)
+    custody = loop.take_charge(loaded)
     if loaded.instance is not None:
         try:
             _construct(loaded.instance, inside)
             loaded.instance.init()
         except BaseException as error:
             raise contract.failure(error, order.filename, order.source, "running init()") from error
+    run_plainly(_restore(order, link, loaded, custody))
     _announce(link, loaded, marshalled, is_async=False)
     return loop
 
@@ -181,6 +199,7 @@ def _come_up_plain(order: Order, link: Link, loaded: Loaded, marshalled: bytes) 
 async def _come_up_async(order: Order, link: Link, loaded: Loaded, marshalled: bytes) -> None:
     inside = Inside(link, order.tenant, order.service_id, lambda seconds, message: loop.schedule(seconds, message))
     loop = AsyncLoop(link, inside)
+    custody = loop.take_charge(loaded)
     if loaded.instance is not None:
         reading = asyncio.get_running_loop()
         reading.add_reader(link.sock.fileno(), link.receive, socket.MSG_DONTWAIT)  # replies to what init asks for
@@ -189,8 +208,26 @@ async def _come_up_async(order: Order, link: Link, loaded: Loaded, marshalled: b
             await maybe_await(inside, loaded.instance.init)
         except BaseException as error:
             raise contract.failure(error, order.filename, order.source, "running init()") from error
+    await _restore(order, link, loaded, custody)
     _announce(link, loaded, marshalled, is_async=True)
-    await loop.run(loaded)
+    await loop.run(loaded, standing_by=order.hand_over == CODE_CHANGE)
+
+
+async def _restore(order: Order, link: Link, loaded: Loaded, custody: Custody) -> None:
+    """Go on where a former process was, if the kernel sent its state behind the LOAD.
+
+    Raises:
+        ContractError: what restore() raised.
+    """
+    if order.hand_over not in (RESTORE, RESTORE_IF_PERSISTENT):
+        return
+    _, _, packed = wait_for(link, (Kind.STATE,))
+    if order.hand_over == RESTORE_IF_PERSISTENT and not (loaded.instance is not None and loaded.instance.persist):
+        return
+    try:
+        await custody.restore(packed)
+    except BaseException as error:
+        raise contract.failure(error, order.filename, order.source, "running restore()") from error
 
 
 def _construct(instance: Service, inside: Inside) -> None:
@@ -206,6 +243,7 @@ def _announce(link: Link, loaded: Loaded, marshalled: bytes, *, is_async: bool) 
         "methods": sorted(loaded.callees),
         "is_async": is_async,
         "concurrent": loaded.concurrent,
+        "persist": loaded.instance is not None and bool(loaded.instance.persist),
     }
     link.send(Kind.READY, 0, encode(described))
     if marshalled:

@@ -26,6 +26,10 @@ class Kind:
     REPLY = 5  # result of a REQUEST
     REFUSAL = 6  # error of a REQUEST: {"error", "message", "details"}
     CHECK = 7  # laid out like LOAD; answered with REPORT, after which the child ends
+    HANDOVER = 40  # finish what came before this, hand the state over (HANDED, or FAILED), then stand by
+    STATE = 41  # a state to take over: behind a LOAD that says so, or to one that stands by (ADOPTED, or FAILED)
+    RESUME = 42  # the swap failed: go on serving
+    GO = 43  # the former version is gone: main() may begin
     # service to kernel
     READY = 16  # the service is loaded; its methods
     FAILED = 17  # it is not, and why: {"message", "diagnostics"}
@@ -36,6 +40,16 @@ class Kind:
     LOG = 22  # one line of solo.log
     CODE = 23  # the marshalled code object, kept for restarts
     REPORT = 24  # outcome of CHECK
+    HANDED = 48  # the state, with the id of the HANDOVER
+    ADOPTED = 49  # with the id of the STATE; a checkpoint of what was made of it, where the service persists
+    CHECKPOINT = 50  # the state, for the store
+
+
+RESTORE = "restore"
+RESTORE_IF_PERSISTENT = "restore_if_persistent"
+CODE_CHANGE = "code_change"
+"""What a LOAD may say of a state: it follows at once, it follows and is for a persisting class only, or it comes later,
+and until then the process stands by."""
 
 
 class FrameError(Exception):

@@ -16,10 +16,12 @@ import orjson
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
 from solo_fast.domain.messages import Stream
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
+from solo_fast.runtime.mailbox import Message
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
-OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for
+OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for, and its last frames
+KEPT_BYTES_MAX = 32 * 1024 * 1024  # arguments kept for a second sending, of one process
 
 log = logging.getLogger("solo.process")
 
@@ -31,11 +33,18 @@ class LinkLimits:
     frame_bytes: int
     result_bytes: int
     line_bytes: int
+    state_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a process is to run. `code`: the marshalled code object of this very source, or nothing yet."""
+    """What a process is to run.
+
+    Attributes:
+        code: the marshalled code object of this very source, or nothing yet.
+        hand_over: what it does with the state of a former process: a word of runtime/frames.py, or nothing.
+        state: that it is to be restored from.
+    """
 
     tenant: str
     service_id: str
@@ -43,6 +52,8 @@ class Source:
     text: bytes
     work_dir: str
     code: bytes = b""
+    hand_over: str = ""
+    state: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,7 @@ class Description:
     methods: frozenset[str]
     is_async: bool
     concurrent: bool
+    persist: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +103,9 @@ class Owner:
     def compiled(self, code: bytes) -> None:
         """The service compiled its source, and this is the marshalled code object."""
 
+    def checkpoint(self, process: Process, state: bytes) -> None:
+        """The service's state, for the store."""
+
     def ended(self, process: Process, ending: Ending) -> None:
         """The process is gone."""
 
@@ -110,6 +125,7 @@ class Process(asyncio.Protocol):
 
     Attributes:
         pending: message id -> future of a call, or None for a cast: the mailbox, until each is handled.
+        kept: the messages of `pending` themselves, while they are kept for a second sending; else None.
         exited: done with its Ending as soon as the process is gone.
     """
 
@@ -121,10 +137,15 @@ class Process(asyncio.Protocol):
         self.child: Child = Child(0, -1)
         self.pending: dict[int, asyncio.Future[bytes] | None] = {}
         self.calls_pending = 0
+        self.kept: dict[int, Message] | None = None
+        self._kept_bytes = 0
         self.exited: asyncio.Future[Ending] = self._loop.create_future()
         self.stopping = False
         self.started_at = time.monotonic()
         self._loading: asyncio.Future[Any] | None = None
+        self._asked: asyncio.Future[bytes] | None = None
+        self._asked_id = 0
+        self._link_closed = asyncio.Event()
         self._next_id = 0
         self._reader = FrameReader(limits.frame_bytes)
         self._transport: asyncio.Transport | None = None
@@ -173,6 +194,9 @@ class Process(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its base class
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._link_closed.set()
+
     # -- output: the process is the sink of its own pipes, on behalf of whoever owns it --------------------------
 
     @property
@@ -218,18 +242,22 @@ class Process(asyncio.Protocol):
             "filename": source.filename,
             "work_dir": source.work_dir,
             "result_bytes_max": self.limits.result_bytes,
+            "state_bytes_max": self.limits.state_bytes,
+            "hand_over": source.hand_over,
         }
         self._write(frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code)))
+        if source.state:
+            self._write(frame(Kind.STATE, 0, source.state))
         try:
             return await asyncio.wait_for(self._loading, timeout_s)
         except TimeoutError:
-            raise _deploy_failed(
+            raise deploy_failed(
                 f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             ) from None
         except _EndedEarlyError as error:
-            raise _deploy_failed(f"the process {error.ending} before the source had come up") from None
+            raise deploy_failed(f"the process {error.ending} before the source had come up") from None
         except FrameError as error:
-            raise _deploy_failed(f"the source broke its link to the kernel: {error}") from None
+            raise deploy_failed(f"the source broke its link to the kernel: {error}") from None
         except BaseException:
             self.kill()
             raise
@@ -239,7 +267,69 @@ class Process(asyncio.Protocol):
                 self.kill()
             self._loading = None
 
+    # -- hand-over -----------------------------------------------------------------------------------------------
+
+    async def ask(self, kind: int, body: bytes, timeout_s: float, doing: str) -> bytes:
+        """Send HANDOVER or STATE, and wait for what the process answers.
+
+        Raises:
+            DeployFailed: it said no (with diagnostics), ended, or took longer than `timeout_s` seconds. An answer that
+                comes late is ignored.
+        """
+        self._asked_id += 1
+        answer = self._asked = self._loop.create_future()
+        self._write(frame(kind, self._asked_id, body))
+        try:
+            if self.exited.done():
+                raise _EndedEarlyError(self.exited.result())
+            return await asyncio.wait_for(answer, timeout_s)
+        except TimeoutError:
+            raise deploy_failed(f"{doing} took longer than {timeout_s * 1000:.0f} ms") from None
+        except _EndedEarlyError as error:
+            raise deploy_failed(f"the process {error.ending} while {doing}") from None
+        except FrameError as error:
+            raise deploy_failed(f"the process broke its link to the kernel while {doing}: {error}") from None
+        finally:
+            self._asked = None
+
+    def _answered(self, message_id: int, body: bytes, error: Exception | None) -> None:
+        if self._asked is None or self._asked.done() or message_id != self._asked_id:
+            return
+        if error is not None:
+            self._asked.set_exception(error)
+        else:
+            self._asked.set_result(body)
+
+    def tell(self, kind: int) -> None:
+        """Send RESUME or GO."""
+        self._write(frame(kind, 0))
+
+    def _handed(self, message_id: int, body: bytes) -> None:
+        error = None
+        if len(body) > self.limits.state_bytes:
+            error = deploy_failed(f"the state is over limits.max_state_bytes ({self.limits.state_bytes})")
+        self._answered(message_id, body, error)
+
+    def keep_messages(self) -> None:
+        """From now on, know what was sent and is not answered, for `unbegun`."""
+        self.kept = {}
+        self._kept_bytes = 0
+
+    def unbegun(self) -> list[Message]:
+        """Of a process that has ended: the kept messages that it surely did not begin.
+
+        One that handles its messages in turn had begun the oldest at most.
+        """
+        kept, self.kept = self.kept or {}, None
+        return [message for message in list(kept.values())[1:] if not message.abandoned]
+
     # -- messages ------------------------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Put a message that has waited into the mailbox of the process."""
+        if message.kind == Kind.CALL:
+            self.calls_pending += 1
+        self._send(message.kind, message.method, message.arguments, message.future)
 
     def send_call(self, method: str, arguments: bytes) -> asyncio.Future[bytes]:
         """Put a call into the mailbox; the future gets the JSON result, or a SoloError."""
@@ -254,7 +344,22 @@ class Process(asyncio.Protocol):
     def _send(self, kind: int, method: str, arguments: bytes, future: asyncio.Future[bytes] | None) -> None:
         self._next_id = message_id = (self._next_id + 1) & 0xFFFFFFFF
         self.pending[message_id] = future
+        if self.kept is not None:
+            self._keep(message_id, Message(kind, method, arguments, future))
         self._write(frame(kind, message_id, message_body(method, arguments)))
+
+    def _keep(self, message_id: int, message: Message) -> None:
+        assert self.kept is not None
+        self._kept_bytes += len(message.arguments)
+        if self._kept_bytes <= KEPT_BYTES_MAX:
+            self.kept[message_id] = message
+        else:
+            self.kept = None  # what is sent but in part would come back out of order
+
+    def _let_go(self, message_id: int) -> None:
+        message = self.kept.pop(message_id, None) if self.kept else None
+        if message is not None:
+            self._kept_bytes -= len(message.arguments)
 
     def reply(self, message_id: int, body: bytes) -> None:
         self._write(frame(Kind.REPLY, message_id, body))
@@ -286,6 +391,7 @@ class Process(asyncio.Protocol):
             self._settle(message_id, body, None)
         elif kind == Kind.DONE:
             self.pending.pop(message_id, None)
+            self._let_go(message_id)
         elif kind == Kind.ERROR:
             self._settle(message_id, b"", _error_of(body))
         elif kind == Kind.REQUEST:
@@ -297,9 +403,16 @@ class Process(asyncio.Protocol):
             self._loaded(orjson.loads(body), None)
         elif kind == Kind.FAILED:
             failed = orjson.loads(body)
-            self._loaded(None, _deploy_failed(failed["message"], failed["diagnostics"]))
+            error = deploy_failed(failed["message"], failed["diagnostics"])
+            self._loaded(None, error)
+            self._answered(message_id, b"", error)
         elif kind == Kind.CODE:
             self.owner.compiled(body)
+        elif kind in (Kind.HANDED, Kind.ADOPTED):
+            self._handed(message_id, body)
+        elif kind == Kind.CHECKPOINT:
+            if len(body) <= self.limits.state_bytes:
+                self.owner.checkpoint(self, body)
         else:
             raise FrameError(f"a service does not send frames of kind {kind}")
 
@@ -308,6 +421,7 @@ class Process(asyncio.Protocol):
         if future is None:
             return
         self.calls_pending -= 1
+        self._let_go(message_id)
         if future.done():
             return  # its caller gave up
         if error is not None:
@@ -331,6 +445,7 @@ class Process(asyncio.Protocol):
         log.warning("pid %d broke its link: %s", self.pid, error)
         self.owner.line("log", f"error the kernel ended this process: it broke its link ({error})")
         self._loaded(None, error)
+        self._answered(self._asked_id, b"", error)
         self.kill()
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -367,16 +482,28 @@ class Process(asyncio.Protocol):
         finally:
             os.close(self.child.pidfd)
             self.child.pidfd = -1
-        error = ServiceError(f"the service {ending} before it answered")
-        for future in self.pending.values():
-            if future is not None and not future.done():
-                future.set_exception(error)
-        self.pending.clear()
-        self.calls_pending = 0
+        await self._last_frames()
+        self._fail_pending(ServiceError(f"the service {ending} before it answered"))
         self._loaded(None, _EndedEarlyError(ending))
+        self._answered(self._asked_id, b"", _EndedEarlyError(ending))
         self.exited.set_result(ending)
         self.owner.ended(self, ending)
         await self._close_io()
+
+    async def _last_frames(self) -> None:
+        """Take what it said before it ended off the link: answers, and its last checkpoint."""
+        try:
+            await asyncio.wait_for(self._link_closed.wait(), OUTPUT_SECONDS_MAX)
+        except TimeoutError:  # something that it started holds the link open
+            return
+
+    def _fail_pending(self, error: ServiceError) -> None:
+        spared = set(list(self.kept)[1:]) if self.kept else set()
+        for message_id, future in self.pending.items():
+            if future is not None and not future.done() and message_id not in spared:
+                future.set_exception(error)
+        self.pending.clear()
+        self.calls_pending = 0
 
     async def _close_io(self) -> None:
         """Read what it said last, then let its descriptors go."""
@@ -394,7 +521,8 @@ class _EndedEarlyError(Exception):
         self.ending = ending
 
 
-def _deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None) -> DeployFailed:
+def deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None) -> DeployFailed:
+    """The error of a source that did not become a running service; always with a diagnostic."""
     shown = diagnostics or [{"line": 0, "column": 0, "message": message, "text": ""}]
     return DeployFailed(message, details={"diagnostics": shown})
 

@@ -6,18 +6,27 @@ import asyncio
 import hashlib
 import os
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, SoloError, TenantOverloaded
+from solo_fast.domain.errors import (
+    DeadlineExceeded,
+    NotFound,
+    ServiceError,
+    SoloError,
+    TenantOverloaded,
+)
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
-from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
+from solo_fast.runtime.checkpoints import CheckpointStore
+from solo_fast.runtime.frames import RESTORE, Kind
+from solo_fast.runtime.keepsake import Keepsake
+from solo_fast.runtime.mailbox import Mailbox, Message
+from solo_fast.runtime.process import Description, Ending, Owner, Process, Source, deploy_failed
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -56,8 +65,28 @@ class Spec:
         return self.version.settings.metadata
 
 
+@dataclass(slots=True)
+class Probation:
+    """The time in which a swap can be taken back.
+
+    Attributes:
+        former: the version before it, and persist, whether that one kept its state.
+        state: of the moment of the swap; what happened since is lost if it is taken back.
+        cause: the event of the swap.
+        end: of the time; None while the swap is not on record yet.
+    """
+
+    former: Spec
+    persist: bool
+    state: Keepsake
+    cause: Event
+    end: asyncio.TimerHandle | None = None
+
+
 class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
+
+    checkpoints: CheckpointStore
 
     async def new_process(self) -> Process: ...
     def refill(self) -> None: ...
@@ -81,6 +110,7 @@ class Service(Owner):
         restarts: how often its process was replaced after a crash.
         requests_pending: what it has asked of the kernel and is not answered yet.
         replacing: its successor is coming up.
+        coming: processes that load, or stand by, to take the place of the present one.
     """
 
     def __init__(self, spec: Spec, house: House) -> None:
@@ -95,8 +125,12 @@ class Service(Owner):
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self._process: Process | None = None
-        self._waiting: deque[asyncio.Future[None]] = deque()  # messages that came while it restarts
+        self.coming: set[Process] = set()
+        self._mailbox = Mailbox()  # of what came while no process may take it
         self._restarting: asyncio.Task[None] | None = None
+        self._probation: Probation | None = None
+        self._carried = b""  # the state to go on from, once, in place of the checkpoint
+        self._keeps_state = True
         self._ended = False
 
     @classmethod
@@ -120,44 +154,218 @@ class Service(Owner):
 
     @property
     def alive(self) -> bool:
-        return self.state == "running"
+        return self.state == "running" or self.state == "swapping"
+
+    @property
+    def ended_for_good(self) -> bool:
+        return self._ended
 
     # -- coming up -----------------------------------------------------------------------------------------------
 
-    async def start(self) -> Description:
+    async def start(self, *, restore: bool = False) -> Description:
         """Bring a process up.
+
+        Args:
+            restore: go on from the state that a former process of this version left.
 
         Raises:
             DeployFailed: the source did not come up; no process is left.
             InternalError: no process could be made.
         """
         spec = self.spec
-        code = self.house.code_for(spec.tenant, self._digest)
-        source = Source(spec.tenant, spec.service_id, spec.version.filename, spec.text, str(spec.work_dir), code)
+        state = b""
+        if restore:
+            state = self._carried or await self.house.checkpoints.newest(spec.tenant, spec.service_id)
+        process, described = await self.launch(spec, self, RESTORE if state else "", state)
+        self._carried = b""
+        self._install(process, described)
+        return described
+
+    async def launch(
+        self, spec: Spec, owner: Owner, hand_over: str = "", state: bytes = b""
+    ) -> tuple[Process, Description]:
+        """A process of `spec` that has come up, and is not in its place yet: it is among those that are `coming`.
+
+        Args:
+            hand_over: what it does with a state: a word of runtime/frames.py, or nothing.
+
+        Raises:
+            DeployFailed, InternalError: as `start`.
+        """
+        code = self.house.code_for(spec.tenant, hashlib.sha256(spec.text).digest())
+        filename, work_dir = spec.version.filename, str(spec.work_dir)
+        source = Source(spec.tenant, spec.service_id, filename, spec.text, work_dir, code, hand_over, state)
         process = await self.house.new_process()
-        self._process = process
+        self.coming.add(process)
         try:
-            self.described = await process.load(source, self, spec.limits.startup_timeout_ms / 1000)
+            if self._ended:
+                raise NotFound(f"{spec.service_id} was killed while it came up")
+            described = await process.load(source, owner, spec.limits.startup_timeout_ms / 1000)
+            if process.exited.done():
+                raise deploy_failed(f"the process {process.exited.result()} as soon as it had come up")
         except BaseException:
-            process.stopping = True
-            process.kill()
+            self.drop(process)
             raise
         finally:
             self.house.refill()
+        return process, described
+
+    def drop(self, process: Process) -> None:
+        """End a process that was to take the present one's place."""
+        self.coming.discard(process)
+        process.stopping = True
+        process.kill()
+
+    def _install(self, process: Process, described: Description) -> None:
+        process.owner = self
+        self.coming.discard(process)
+        self._process, self.described = process, described
         self._become("running")
-        return self.described
 
     def _become(self, state: ServiceState) -> None:
         self.state = state
         self.updated_at = datetime.now(UTC)
-        if state == "running" or state == "gave_up":
-            self._wake_waiting()
+        if state == "running":
+            self._release()
+        elif state == "gave_up":
+            self._mailbox.fail(self._gave_up)
 
-    def _wake_waiting(self) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+    def _release(self) -> None:
+        """Send what has waited, in order and before anything else."""
+        assert self._process is not None
+        assert self.described is not None
+        for message in self._mailbox.take():
+            if message.abandoned:
+                continue
+            if message.method not in self.described.methods:
+                message.fail(self._unknown(message.method))
+                continue
+            self._process.send(message)
+            if message.kind == Kind.CAST and message.future is not None:
+                message.future.set_result(b"")
+
+    # -- hot swap (runtime/swap.py) --------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Keep messages that come from now on, until `switch` or `go_on`."""
+        self.state = "swapping"
+
+    def go_on(self) -> None:
+        """The swap is off: the process that is there goes on."""
+        if self.state == "swapping" and not self._ended:
+            self._become("running")
+
+    def switch(
+        self, spec: Spec, process: Process, described: Description, *, probation: Probation | None = None
+    ) -> None:
+        """From now on, this process of this version is the service; what has waited goes to it."""
+        self._end_probation()
+        self._adopt(spec)
+        if probation is not None and not described.concurrent:
+            process.keep_messages()
+        self._probation = probation
+        self._install(process, described)
+
+    def _adopt(self, spec: Spec) -> None:
+        self.spec = spec
+        self._digest = hashlib.sha256(spec.text).digest()
+        self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
+
+    async def halt(self) -> None:
+        """Stop the process for good, so that another can start in its place; messages are held, the state is kept."""
+        self._end_probation()
+        await self._stop_restarting()
+        self.hold()
+        if self._process is not None and not self._process.exited.done():
+            await self._process.stop("replaced", self.spec.limits.shutdown_timeout_ms / 1000)
+        await self.house.checkpoints.flush(self.spec.tenant, self.spec.service_id)
+
+    async def start_again(self, state: ServiceState, cause: Event) -> None:
+        """After `halt`, when nothing came in its place: become what it was."""
+        if self._ended:
+            return
+        if state == "gave_up":
+            self._become("gave_up")
+            return
+        try:
+            await self.start(restore=True)
+        except SoloError:
+            self._restart_or_give_up(cause)
+
+    def watch(self, probation: Probation, window_s: float, folder: Path) -> None:
+        """Have a probation end after `window_s` seconds; a large state waits in `folder` until then."""
+        if self._probation is not probation:
+            return  # it is being taken back already
+        if window_s <= 0:
+            self._end_probation()
+            return
+        loop = asyncio.get_running_loop()
+        probation.end = loop.call_later(window_s, self._end_probation)
+        self._putting_away = loop.create_task(probation.state.away(folder))
+
+    def _end_probation(self) -> None:
+        """The new version is settled: there is no way back but another swap."""
+        if self._probation is not None:
+            if self._probation.end is not None:
+                self._probation.end.cancel()
+            self._probation.state.drop()
+            self._probation = None
+            if self._process is not None:
+                self._process.kept = None
+
+    def regret(self, reason: str, cause: Event | None = None) -> bool:
+        """Take a fresh swap back, if it still can be: code and state of the moment of the swap return.
+
+        Args:
+            reason: what the new version did, for the event: "it was ended by SIGKILL".
+            cause: the event that tells of it.
+
+        Returns:
+            whether it is being taken back. Where it is not, the version is settled, and is dealt with as any other.
+        """
+        probation, self._probation = self._probation, None
+        if probation is None or self._ended:
+            return False
+        if probation.end is not None:
+            probation.end.cancel()
+        self._become("restarting")
+        self._restarting = asyncio.get_running_loop().create_task(self._roll_back(probation, reason, cause))
+        return True
+
+    async def _roll_back(self, probation: Probation, reason: str, cause: Event | None) -> None:
+        began = time.monotonic()
+        process, bad = self._process, self.spec.version.number
+        assert process is not None
+        process.stopping = True
+        process.kill()
+        await asyncio.shield(process.exited)
+        self._mailbox.put_first(process.unbegun())
+        former = probation.former
+        again = replace(former.version, number=bad + 1, deployed_ms=time.time_ns() // 1_000_000, origin="rollback")
+        self._adopt(replace(former, version=again))
+        self._carried = state = await probation.state.take()
+        failure: SoloError | None = None
+        try:
+            await self.start(restore=True)
+        except SoloError as error:
+            failure = error
+        payload = {
+            "version": again.number,
+            "from_version": bad,
+            "to_version": former.version.number,
+            "reason": reason,
+            "pid": self.pid,
+            "pause_ms": round((time.monotonic() - began) * 1000, 3),
+        }
+        rolled_back = self._event("hot_swap_rolled_back", payload, cause or probation.cause)
+        checkpoints, key = self.house.checkpoints, (self.spec.tenant, self.spec.service_id)
+        kept = checkpoints.put(*key, state) if probation.persist else checkpoints.forget(*key)
+        self.house.note(rolled_back, changes=[self.wanted(), *kept])
+        self._restarting = None
+        if failure is not None:
+            crash = self._did_not_start(failure, rolled_back)
+            self.house.note(crash)
+            self._restart_or_give_up(crash)
 
     # -- what its process tells (Owner) --------------------------------------------------------------------------
 
@@ -177,19 +385,34 @@ class Service(Owner):
     async def drained(self) -> None:
         await self.house.logs_drained()
 
+    def checkpoint(self, process: Process, state: bytes) -> None:
+        persists = self.described is not None and self.described.persist
+        if process is self._process and persists and self._keeps_state:
+            self.house.checkpoints.save(self.spec.tenant, self.spec.service_id, state)
+
     def ended(self, process: Process, ending: Ending) -> None:
-        if process is not self._process or process.stopping or self._ended or self.state == "starting":
-            return
-        if self.state == "restarting":
-            return  # it did not come up: _restart hears of it as a DeployFailed
-        self._crashed(ending)
+        if process is self._process and self.alive and not process.stopping and not self._ended:
+            self._crashed(process, ending)
+        elif process is not self._process or self._restarting is None:  # else it is being taken back
+            self._fail_unbegun(process)
+
+    def _fail_unbegun(self, process: Process) -> None:
+        for message in process.unbegun():
+            message.fail(ServiceError(f"{self.spec.service_id} ended before it handled this"))
+
+    def forget_state(self) -> None:
+        """Take no checkpoint of its any more."""
+        self._keeps_state = False
 
     # -- crash and restart ---------------------------------------------------------------------------------------
 
-    def _crashed(self, ending: Ending) -> None:
+    def _crashed(self, process: Process, ending: Ending) -> None:
         figures: dict[str, Any] = {"exit_code": ending.exit_code, "signal": ending.signal, "restarts": self.restarts}
         crash = self._event("service_crashed", figures)
         self.house.note(crash)
+        if self.regret(f"it {ending}", crash):
+            return
+        self._fail_unbegun(process)
         self._restart_or_give_up(crash)
 
     def _restart_or_give_up(self, cause: Event) -> None:
@@ -207,12 +430,10 @@ class Service(Owner):
         if delay_s:
             await asyncio.sleep(delay_s)
         try:
-            await self.start()
+            await self.start(restore=True)
         except SoloError as error:
             self._restarting = None
-            diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
-            payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
-            crash = self._event("service_crashed", payload, cause)
+            crash = self._did_not_start(error, cause)
             self.house.note(crash)
             self._restart_or_give_up(crash)
             return
@@ -221,6 +442,11 @@ class Service(Owner):
         payload = {"restarts": self.restarts, "delay_ms": round(delay_s * 1000), "pid": self.pid}
         counted = NoteRestarts(self.spec.tenant, self.spec.service_id, self.restarts)
         self.house.note(self._event("service_restarted", payload, cause), changes=[counted])
+
+    def _did_not_start(self, error: SoloError, cause: Event) -> Event:
+        diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
+        payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
+        return self._event("service_crashed", payload, cause)
 
     def _event(self, event_type: str, payload: dict[str, Any], cause: Event | None = None) -> Event:
         return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
@@ -233,7 +459,7 @@ class Service(Owner):
             return True
         self._restarting = asyncio.current_task()
         try:
-            described = await self.start()
+            described = await self.start(restore=True)
         except SoloError as error:
             payload = {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:RECENT_EVENTS]}
             failed = self._event("service_recovery_failed", payload, cause)
@@ -250,7 +476,7 @@ class Service(Owner):
 
     @property
     def mailbox_length(self) -> int:
-        return (len(self._process.pending) if self._process else 0) + len(self._waiting)
+        return (len(self._process.pending) if self._process else 0) + len(self._mailbox)
 
     async def call(self, method: str, arguments: bytes, timeout_s: float) -> bytes:
         """The method's result as JSON text.
@@ -259,32 +485,35 @@ class Service(Owner):
             NotFound: no such method. InvalidRequest: the arguments don't fit. ServiceError: it raised, or it died.
             TenantOverloaded: the mailbox is full. DeadlineExceeded: no answer within `timeout_s` seconds.
         """
-        loop = asyncio.get_running_loop()
-        if self.state != "running":
-            deadline = loop.time() + timeout_s
-            await self._until_running(timeout_s)
-            timeout_s = max(0.0, deadline - loop.time())
+        running = self.state == "running"
+        future = self._send_call(method, arguments) if running else self._hold(Kind.CALL, method, arguments)
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, future, method, timeout_s)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            self._mailbox.discard(future)
+
+    def _send_call(self, method: str, arguments: bytes) -> asyncio.Future[bytes]:
         process = self._admit(method)
         if process.calls_pending >= self.spec.limits.max_in_flight:
             raise TenantOverloaded(
                 f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
                 retry_after_ms=100,
             )
-        future = process.send_call(method, arguments)
-        timer = loop.call_later(timeout_s, self._expire, future, method, timeout_s)
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        return process.send_call(method, arguments)
 
     def _expire(self, future: asyncio.Future[bytes], method: str, timeout_s: float) -> None:
-        if not future.done():
-            future.set_exception(self._late(method, timeout_s))
-
-    def _late(self, method: str, timeout_s: float) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"{self.spec.service_id}.{method} did not answer within {timeout_s * 1000:.0f} ms; it may still run"
-        )
+        if future.done():
+            return
+        if self._mailbox.discard(future):
+            future.set_exception(self._not_up(timeout_s))
+        else:
+            future.set_exception(
+                DeadlineExceeded(
+                    f"{self.spec.service_id}.{method} did not answer within {timeout_s * 1000:.0f} ms; it may still run"
+                )
+            )
 
     async def cast(self, method: str, arguments: bytes) -> None:
         """Put a message into the mailbox.
@@ -292,16 +521,23 @@ class Service(Owner):
         Raises:
             NotFound, TenantOverloaded, ServiceError: as `call`, for what can be known before it is handled.
         """
-        if self.state != "running":
-            await self._until_running(self.spec.limits.startup_timeout_ms / 1000)
-        self._admit(method).send_cast(method, arguments)
+        if self.state == "running":
+            self._admit(method).send_cast(method, arguments)
+            return
+        timeout_s = self.spec.limits.startup_timeout_ms / 1000
+        future = self._hold(Kind.CAST, method, arguments)
+        try:
+            await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            raise self._not_up(timeout_s) from None
+        finally:
+            self._mailbox.discard(future)
 
     def _admit(self, method: str) -> Process:
         assert self._process is not None
         assert self.described is not None
         if method not in self.described.methods:
-            known = ", ".join(sorted(self.described.methods)) or "none"
-            raise NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
+            raise self._unknown(method)
         if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
             raise TenantOverloaded(
                 f"the mailbox of {self.spec.service_id} is full ({self.mailbox_length} messages); try again later",
@@ -309,29 +545,32 @@ class Service(Owner):
             )
         return self._process
 
-    async def _until_running(self, timeout_s: float) -> None:
-        """Wait, in the mailbox, for the restart that is under way."""
+    def _unknown(self, method: str) -> NotFound:
+        known = ", ".join(sorted(self.described.methods if self.described else ())) or "none"
+        return NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
+
+    def _hold(self, kind: int, method: str, arguments: bytes) -> asyncio.Future[bytes]:
+        """Keep a message until a process can take it: for the restart or the swap that is under way."""
+        if self._ended:
+            raise self._killed()
         if self.state == "gave_up":
             raise self._gave_up()
-        if len(self._waiting) >= self.spec.limits.mailbox_limit:
+        full = len(self._mailbox) >= self.spec.limits.mailbox_limit
+        if full or self._mailbox.argument_bytes > UNSENT_BYTES_MAX:
             raise TenantOverloaded(
-                f"the mailbox of {self.spec.service_id} is full while it restarts", retry_after_ms=500
+                f"the mailbox of {self.spec.service_id} is full while it is {self.state}", retry_after_ms=500
             )
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        try:
-            await asyncio.wait_for(waiter, timeout_s)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"{self.spec.service_id} is {self.state} and did not come up within {timeout_s * 1000:.0f} ms"
-            ) from None
-        finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-        if self._ended:
-            raise NotFound(f"{self.spec.service_id} was killed")
-        if self.state != "running":
-            raise self._gave_up()
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._mailbox.put(Message(kind, method, arguments, future))
+        return future
+
+    def _not_up(self, timeout_s: float) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{self.spec.service_id} is {self.state} and did not come up within {timeout_s * 1000:.0f} ms"
+        )
+
+    def _killed(self) -> NotFound:
+        return NotFound(f"{self.spec.service_id} was killed")
 
     def _gave_up(self) -> ServiceError:
         limits = self.spec.limits
@@ -362,14 +601,28 @@ class Service(Owner):
     async def end(self, reason: str, grace_s: float) -> None:
         """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once."""
         self._ended = True
+        self._keeps_state = reason == "shutdown"
+        await self._stop_restarting()
+        self._end_probation()
+        self._mailbox.fail(self._killed)
+        for process in list(self.coming):
+            self.drop(process)
+        if self._process is not None:
+            self._fail_unbegun(self._process)
+            await self._end_process(self._process, reason, grace_s)
+        if self._keeps_state:
+            await self.house.checkpoints.flush(self.spec.tenant, self.spec.service_id)
+
+    async def _stop_restarting(self) -> None:
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.wait([self._restarting])
-        self._wake_waiting()
-        process = self._process
-        if process is None or process.exited.done():
+            self._restarting = None
+
+    async def _end_process(self, process: Process, reason: str, grace_s: float) -> None:
+        if process.exited.done():
             return
-        if grace_s <= 0 or self.state != "running":
+        if grace_s <= 0 or not self.alive:
             process.stopping = True
             process.kill()
             await asyncio.shield(process.exited)

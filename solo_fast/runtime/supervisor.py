@@ -17,9 +17,12 @@ from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, Shutt
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.domain.messages import Format, Stream
+from solo_fast.runtime.checkpoints import CheckpointStore
+from solo_fast.runtime.frames import Kind
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Process, Source
 from solo_fast.runtime.service import Limits, Service, Spec
+from solo_fast.runtime.swap import Swaps
 from solo_fast.runtime.zygote_client import ZygoteClient
 from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version
 from solo_fast.store.eventstore import EventStore
@@ -84,7 +87,9 @@ class Supervisor:
         self._store = store
         self._logs = logs
         self._pool = WarmPool(zygote, link_limits, warm_pool)
-        self._work_root = work_root
+        self.work_root = work_root
+        self.checkpoints = CheckpointStore(store)
+        self.swaps = Swaps(self, store)
         self._handle_request = handle_request
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
@@ -94,8 +99,8 @@ class Supervisor:
         self._closing = False
 
     def start(self) -> None:
-        shutil.rmtree(self._work_root, ignore_errors=True)  # of a kernel that was killed
-        self._work_root.mkdir(mode=0o700)
+        shutil.rmtree(self.work_root, ignore_errors=True)  # of a kernel that was killed
+        self.work_root.mkdir(mode=0o700)
         self._pool.refill()
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
@@ -162,6 +167,10 @@ class Supervisor:
         spec = service.spec
         await self._check_still_there(service, former)
         self.services.put(spec.tenant, spec.service_id, service)
+        former.forget_state()
+        late = self.checkpoints.forget(spec.tenant, spec.service_id)  # one that came after the commit
+        if late:
+            self.note(changes=late)
         self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
 
     async def _check_still_there(self, service: Service, former: Service) -> None:
@@ -191,7 +200,8 @@ class Supervisor:
         if former is not None:  # what a kill has put into the store by now must not be followed by this
             await self._check_still_there(service, former)
         try:
-            await self._store.record(cause, started, changes=[service.wanted()])
+            afresh = self.checkpoints.forget(spec.tenant, spec.service_id)
+            await self._store.record(cause, started, changes=[service.wanted(), *afresh])
         except BaseException:
             await service.end("killed", 0)
             raise
@@ -209,8 +219,18 @@ class Supervisor:
         self._in_background(self._end(service, grace_s))
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
         killed = Event.new(tenant, "service_killed", service_id, payload)
+        self.checkpoints.killed(tenant, service_id)
         await self._store.record(killed, changes=[RemoveService(tenant, service_id)])
         return grace_s
+
+    def retire(self, former: Process, grace_s: float, successor: Process) -> None:
+        """End a process in the background whose successor serves already; the successor's main() begins then."""
+        self._in_background(self._retire(former, grace_s, successor))
+
+    @staticmethod
+    async def _retire(former: Process, grace_s: float, successor: Process) -> None:
+        await former.stop("swapped", grace_s)
+        successor.tell(Kind.GO)
 
     async def _end(self, service: Service, grace_s: float) -> None:
         await service.end("killed", grace_s)
@@ -287,7 +307,7 @@ class Supervisor:
     def _new_work_dir(self, tenant: str, service_id: str) -> Path:
         """A fresh one each time, so that a service that is still ending never shares it with its successor."""
         self._work_dirs += 1
-        path = self._work_root / f"{tenant}.{service_id}.{self._work_dirs}"[-200:]
+        path = self.work_root / f"{tenant}.{service_id}.{self._work_dirs}"[-200:]
         path.mkdir(mode=0o700)
         return path
 
@@ -321,4 +341,5 @@ class Supervisor:
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
-        shutil.rmtree(self._work_root, ignore_errors=True)
+        await self.checkpoints.close()
+        shutil.rmtree(self.work_root, ignore_errors=True)
