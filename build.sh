@@ -175,6 +175,8 @@ main() {
         binary
         say "the appliance"
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.appliance
+        say "2,000 idle services"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.scale
         say "the hot core"
         "$PYTHON" -m pytest -q bench/test_hot_core.py --benchmark-columns=min,median,ops --benchmark-disable-gc "$@"
         ;;

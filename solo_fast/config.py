@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from solo_fast.domain.errors import InvalidRequest
+from solo_fast.domain.ids import check_id
 
 MIB = 1 << 20
 DEFAULT_FILE = "solo.toml"
@@ -200,6 +201,10 @@ def _from_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 
 def _of_tenant(tenant: str, entries: Any, source: _Source) -> dict[str, Any]:
+    try:
+        check_id("a tenant's name", tenant)
+    except InvalidRequest as error:
+        raise ConfigError(f"{source.place('tenants', tenant)}: {error.message}") from None
     if not isinstance(entries, dict):
         raise ConfigError(f"{source.place('tenants', tenant)}: tenants.{tenant} is a section, and should hold keys")
     values = {}

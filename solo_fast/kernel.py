@@ -132,10 +132,18 @@ def notify_service_manager(state: str) -> None:
 
 
 def _write_port_file(path: str | None, grpc_port: int, http_port: int) -> None:
-    if path:
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
+    if not path:
+        return
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
         temporary.write_text(json.dumps({"pid": os.getpid(), "grpc": grpc_port, "http": http_port}))
         temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StartError(
+            f"port file {path} can't be written ({error.strerror}); name another with --port-file"
+        ) from None
 
 
 class Kernel:
@@ -308,9 +316,12 @@ class Kernel:
             self._note_shed()
 
     def _note_shed(self) -> None:
+        from solo_fast.operations.table import Admission
+
         by_tenant: dict[str, list[dict[str, Any]]] = {}
         for (tenant, admission, reason), count in self.shedder.take_shed().items():
-            by_tenant.setdefault(tenant, []).append({"class": admission, "reason": reason, "count": count})
+            counted = {"admission": Admission(admission).name.lower(), "reason": reason, "count": count}
+            by_tenant.setdefault(tenant, []).append(counted)
         for tenant, counts in by_tenant.items():
             self.store.record_soon(self._event("load_shed", {"counts": counts}, tenant))
 
@@ -369,13 +380,19 @@ class Kernel:
         return HealthResponse(**self._figures())
 
     def metrics(self) -> MetricsResponse:
-        from solo_fast.domain.messages import MetricsResponse
+        from solo_fast.domain.messages import MetricsResponse, ShedCount
+        from solo_fast.operations.table import Admission
 
+        shed = self.shedder.stats()
         return MetricsResponse(
             **self._figures(),
             services=self.supervisor.services.count(),
             events=self.store.last_id,
             calls=self.operations.calls,
             in_flight=self.shedder.in_flight,
-            shed=self.shedder.stats()["shed"],
+            shed=shed["shed"],
+            shed_by=[
+                ShedCount(tenant=tenant, admission=Admission(admission).name.lower(), reason=reason, count=count)
+                for (tenant, admission, reason), count in shed["shed_by"].items()
+            ],
         )

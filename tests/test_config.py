@@ -72,6 +72,7 @@ def test_a_tenant_has_its_own_over_everything(tmp_path):
         ("limits = 3\n", 1, "is a section"),
         ("[tenants.acme]\nmax_restart = 3\n", 2, "did you mean max_restarts?"),
         ("[tenants.acme]\nmax_restarts = 'x'\n", 2, "tenants.acme.max_restarts"),
+        ("\n[tenants.'a b']\nmax_restarts = 3\n", 2, "contains ' '"),
         ("[limits\n", 1, "not TOML"),
     ],
 )
@@ -83,7 +84,14 @@ def test_what_is_wrong_is_refused_with_its_place(tmp_path, text, line, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "not JSON"), ("[]", "an object"), ('{"limits": {"max_totl": 1}}', ":1: ")]
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "an object"),
+        ('{"limits": {"max_totl": 1}}', ":1: "),
+        ('{\n "solo": {\n  "http_prt": 3\n }\n}', "solo.json:3: .* did you mean http_port"),
+        ('{"tenants": {"/x": {}}}', "solo.json:1: a tenant's name starts with '/'"),
+    ],
 )
 def test_json_that_is_wrong(tmp_path, text, words):
     with pytest.raises(ConfigError, match=words):

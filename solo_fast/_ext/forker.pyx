@@ -21,7 +21,6 @@ cdef extern from "Python.h":
 
 cdef extern from * nogil:
     """
-    #define _GNU_SOURCE
     #include <errno.h>
     #include <fcntl.h>
     #include <poll.h>

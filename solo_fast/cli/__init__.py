@@ -11,7 +11,7 @@ def main() -> None:
     import click
 
     from solo_fast.cli.app import solo
-    from solo_fast.cli.output import CommandFailed
+    from solo_fast.cli.output import CommandFailed, print_json
 
     try:
         code = solo.main(prog_name="solo", standalone_mode=False)
@@ -19,7 +19,10 @@ def main() -> None:
         failure.show()
         sys.exit(failure.exit_code)
     except click.ClickException as error:
-        error.show()
+        if "--json" in sys.argv:
+            print_json({"error": "invalid_request", "message": error.format_message()})
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

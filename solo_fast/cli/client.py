@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from solo_fast.cli.output import CommandFailed
 from solo_fast.domain.errors import EXIT_CODES, EXIT_UNREACHABLE
 
@@ -127,11 +129,17 @@ class Client:
         return CommandFailed({"error": "unreachable", "message": message}, EXIT_UNREACHABLE, as_json=self.as_json)
 
 
-def segment(text: str) -> str:
-    """A name as one segment of a path."""
+def segment(name: str) -> str:
+    """A name as one segment of a path.
+
+    Raises:
+        click.UsageError: it is empty (a shell's variable that was not set, most often).
+    """
     from urllib.parse import quote
 
-    return quote(text, safe="")
+    if not name:
+        raise click.UsageError("a name is empty; give the service's ID and, for a call, the METHOD")
+    return quote(name, safe="")
 
 
 def _query(query: Mapping[str, Any]) -> str:

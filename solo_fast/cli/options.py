@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from solo_fast.cli.client import Client
+from solo_fast.domain.errors import InvalidRequest
+from solo_fast.domain.ids import check_id
 
 Command = Callable[..., Any]
 
@@ -23,7 +25,7 @@ def server_options(command: Command) -> Command:
     with_client.__doc__ = command.__doc__
     with_client.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for option in (
-        click.option("--tenant", envvar="SOLO_TENANT", default=DEFAULT_TENANT, show_default=True,
+        click.option("--tenant", envvar="SOLO_TENANT", default=DEFAULT_TENANT, show_default=True, callback=_tenant,
                      help="Whose services."),
         click.option("--http-port", envvar="SOLO_HTTP_PORT", type=click.IntRange(1, 65535), default=8080,
                      show_default=True, help="REST port of the server."),
@@ -32,6 +34,13 @@ def server_options(command: Command) -> Command:
     ):  # fmt: skip
         with_client = option(with_client)
     return with_client
+
+
+def _tenant(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
+    try:
+        return check_id("the tenant's name", name)
+    except InvalidRequest as error:
+        raise click.BadParameter(error.message) from None
 
 
 json_option = click.option(

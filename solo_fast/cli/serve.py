@@ -8,13 +8,26 @@ import click
 
 
 @click.command("serve")
-@click.option("--config", "config_file", metavar="PATH", help="TOML or JSON; default: SOLO_CONFIG, else ./solo.toml.")
-@click.option("--data-dir", metavar="PATH", help="Where everything that must survive is kept.")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(),
+    metavar="PATH",
+    help="TOML or JSON; default: SOLO_CONFIG, else ./solo.toml.",
+)
+@click.option("--data-dir", type=click.Path(), metavar="PATH", help="Where everything that must survive is kept.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--grpc-port", type=int, help="gRPC port; 0 picks a free one.")
 @click.option("--http-port", type=int, help="REST port; 0 picks a free one.")
-@click.option("--auth", help="How callers are known: open (token and mtls come with a later version).")
-@click.option("--port-file", metavar="PATH", help='Write {"pid", "grpc", "http"} there once both gateways accept.')
+@click.option(
+    "--auth", metavar="open|token|mtls", help="How callers are known: open (token and mtls come with a later version)."
+)
+@click.option(
+    "--port-file",
+    type=click.Path(),
+    metavar="PATH",
+    help='Write {"pid", "grpc", "http"} there once both gateways accept.',
+)
 @click.option("--no-recover", is_flag=True, help="Start none of the services that ran; they are not forgotten.")
 def serve_command(config_file: str | None, port_file: str | None, *, no_recover: bool, **flags: Any) -> int:
     """Run a kernel until it is told to stop (Ctrl-C, SIGTERM, `solo shutdown`)."""

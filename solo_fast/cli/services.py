@@ -70,7 +70,15 @@ def service_id_of(file: str, given: str | None) -> str:
 
 
 @click.command("deploy")
-@click.argument("file")
+@click.argument("file", type=click.Path(allow_dash=True))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--exec", "external", is_flag=True, help="FILE and what follows it is a program to run, not source.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="With --exec: a variable; repeatable.")
+@click.option("--port", type=int, default=0, help="With --exec: where it will speak HTTP, on loopback.")
+@click.option(
+    "--socket", default="", metavar="NAME", help="With --exec: the same, a unix socket in its work directory."
+)
+@click.option("--file", "content", metavar="PATH", help="With --exec: a file that is put into its work directory.")
 @click.option("--service-id", help="Id of the service; default: the file's stem.")
 @click.option("--replace", is_flag=True, help="Take the place of the service that has the id.")
 @click.option(
@@ -82,15 +90,38 @@ def service_id_of(file: str, given: str | None) -> str:
 def deploy_command(
     client: Client,
     file: str,
+    arguments: tuple[str, ...],
+    external: bool,
+    env: tuple[str, ...],
+    port: int,
+    socket: str,
+    content: str | None,
     service_id: str | None,
     replace: bool,
     limits: tuple[str, ...],
     metadata: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Deploy the service in FILE (`-`: standard input)."""
+    """Deploy the service in FILE (`-`: standard input); with --exec, the program FILE with ARGUMENTS.
+
+    Options of the program's own come behind `--`: solo deploy --exec --port 6000 -- /usr/bin/server --quiet
+    """
     client.as_json = as_json
-    code, filename = read_source(file)
+    program: dict[str, Any] = {}
+    if external:
+        code, filename = read_source(content) if content else ("", "")
+        argv = [file, *arguments]
+        program = {
+            "format": "external_binary",
+            "argv": argv,
+            "port": port,
+            "socket": socket,
+            "env": split_pairs(env, "--env"),
+        }
+    elif arguments or env or port or socket or content:
+        raise click.UsageError("ARGUMENTS, --env, --port, --socket and --file are for a program: add --exec")
+    else:
+        code, filename = read_source(file)
     body = {
         "service_id": service_id_of(file, service_id),
         "code": code,
@@ -98,6 +129,7 @@ def deploy_command(
         "filename": filename,
         "limits": {name: value_of(value) for name, value in split_pairs(limits, "--limit").items()},
         "metadata": split_pairs(metadata, "--metadata"),
+        **program,
     }
     answer = client.request("POST", "/services", body)
     if as_json:
@@ -156,8 +188,8 @@ def status_command(client: Client, service: str | None, service_id: str | None, 
     client.as_json = as_json
     if service and service_id and service != service_id:
         raise click.UsageError(f"ID is {service!r} and --service-id is {service_id!r}: give one")
-    name = service or service_id
-    answer = client.request("GET", f"/services/{segment(name)}" if name else "/services")
+    name = service_id if service is None else service
+    answer = client.request("GET", "/services" if name is None else f"/services/{segment(name)}")
     if as_json:
         print_json(answer)
     elif name:
@@ -281,7 +313,7 @@ def _signature(method: dict[str, Any]) -> str:
 
 
 @click.command("check")
-@click.argument("file")
+@click.argument("file", type=click.Path(allow_dash=True))
 @json_option
 @server_options
 def check_command(client: Client, file: str, as_json: bool) -> int:

@@ -9,7 +9,7 @@ import click
 from solo_fast import __version__
 from solo_fast.cli.client import Client
 from solo_fast.cli.options import json_option, server_options
-from solo_fast.cli.output import pairs, print_json
+from solo_fast.cli.output import pairs, print_json, table
 
 
 def _print(answer: dict[str, Any], *, as_json: bool) -> None:
@@ -36,7 +36,16 @@ def health_command(client: Client, as_json: bool) -> int:
 def metrics_command(client: Client, as_json: bool) -> None:
     """Show the kernel's figures."""
     client.as_json = as_json
-    _print(client.request("GET", "/metrics", headers={"accept": "application/json"}), as_json=as_json)
+    answer = client.request("GET", "/metrics", headers={"accept": "application/json"})
+    if as_json:
+        print_json(answer)
+        return
+    shed_by = answer.pop("shed_by")
+    _print(answer, as_json=False)
+    if shed_by:
+        click.echo()
+        rows = [(shed["tenant"], shed["admission"], shed["reason"], shed["count"]) for shed in shed_by]
+        table(("SHED OF", "CLASS", "REASON", "COUNT"), rows)
 
 
 @click.command("shutdown")

@@ -62,13 +62,21 @@ class ServiceLimits(Request, kw_only=True):
 
 
 class DeployRequest(Request, kw_only=True):
+    """`code`: the source. Of an external binary: text that is put into its work directory as `filename`, or nothing;
+    `argv` and `env` say what runs, `port` (of loopback) or `socket` (a name in its work directory) where it will speak
+    HTTP."""
+
     service_id: str
-    code: str
+    code: str = ""
     format: Format = "python_source"
     replace: bool = False
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     metadata: Metadata = field(default_factory=dict)
     filename: str = ""
+    argv: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    socket: str = ""
 
 
 class DeployResponse(Response, kw_only=True):
@@ -221,18 +229,22 @@ RollbackWindow = Annotated[int, Meta(ge=0, le=86_400_000)]
 
 
 class SwapRequest(Request, kw_only=True):
-    """What is left out stays as it is: filename, limits, metadata.
+    """What is left out stays as it is: filename, limits, metadata, and what an external binary runs.
 
     `rollback_window_ms`: how long the new version is taken back, with the state of the moment of the swap, if it
     crashes; 0: not at all.
     """
 
     service_id: str
-    code: str
+    code: str = ""
     format: Format = "python_source"
     filename: str = ""
     limits: ServiceLimits | None = None
     metadata: Metadata | None = None
+    argv: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    socket: str = ""
     strategy: Strategy = "hot"
     rollback_window_ms: RollbackWindow | None = None
 
@@ -417,12 +429,25 @@ class MetricsRequest(Request, kw_only=True):
     pass
 
 
+class ShedCount(Response, kw_only=True):
+    """Requests that were refused, of one tenant, admission class and reason.
+
+    Tenants that have gone idle are counted together as tenant "*".
+    """
+
+    tenant: str
+    admission: str
+    reason: str
+    count: int
+
+
 class MetricsResponse(HealthResponse, kw_only=True):
     services: int
     events: int
     calls: int
     in_flight: int
     shed: int
+    shed_by: list[ShedCount] = field(default_factory=list)
 
 
 class ErrorBody(Response, kw_only=True):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import orjson
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -68,17 +69,27 @@ def _bound(request: Any, field: str, context: _Context) -> None:
     setattr(request, field, min(getattr(request, field), max(1, int(remaining * 1000))))
 
 
-def trailers(error: SoloError) -> tuple[tuple[str, str], ...]:
+def trailers(error: SoloError) -> tuple[tuple[str, str | bytes], ...]:
     """What a client can read of an error beside code and message: its name, its details, and when to retry.
 
-    `grpc-retry-pushback-ms` is what gRPC's own retry policy obeys (gRFC A6).
+    `grpc-retry-pushback-ms` is what gRPC's own retry policy obeys (gRFC A6); `grpc-status-details-bin` holds the same
+    as a google.rpc.RetryInfo, which clients of Google's error model (AIP-193) read.
     """
-    made = [("solo-error", error.code)]
+    made: list[tuple[str, str | bytes]] = [("solo-error", error.code)]
     if error.details:
         made.append(("solo-error-details", _details_text(error.details)))
     if error.retry_after_ms is not None:
         made.append(("grpc-retry-pushback-ms", str(error.retry_after_ms)))
+        made.append(("grpc-status-details-bin", _retry_status(error, error.retry_after_ms)))
     return tuple(made)
+
+
+def _retry_status(error: SoloError, retry_after_ms: int) -> bytes:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(retry_after_ms)
+    status = status_pb2.Status(code=grpc.StatusCode[error.grpc_status].value[0], message=_message(error))
+    status.details.add().Pack(retry)
+    return bytes(status.SerializeToString())
 
 
 def _details_text(details: dict[str, Any]) -> str:
@@ -103,10 +114,12 @@ def _utf16(character: str) -> list[int]:
 
 async def _abort(context: _Context, error: SoloError) -> None:
     """End the RPC with an error; always raises."""
+    await context.abort(grpc.StatusCode[error.grpc_status], _message(error), trailers(error))
+
+
+def _message(error: SoloError) -> str:
     message = error.message
-    if len(message) > _MESSAGE_CHARACTERS:
-        message = message[: _MESSAGE_CHARACTERS - 3] + "..."
-    await context.abort(grpc.StatusCode[error.grpc_status], message, trailers(error))
+    return message if len(message) <= _MESSAGE_CHARACTERS else message[: _MESSAGE_CHARACTERS - 3] + "..."
 
 
 # -- rows --------------------------------------------------------------------------------------------------------

@@ -13,13 +13,12 @@ _FAMILIES = (
     ("solo_events_total", "counter", "Events recorded.", lambda m: m.events),
     ("solo_calls_total", "counter", "Calls answered by services.", lambda m: m.calls),
     ("solo_in_flight", "gauge", "Requests in flight.", lambda m: m.in_flight),
-    ("solo_shed_total", "counter", "Requests refused by the load shedder.", lambda m: m.shed),
     ("process_resident_memory_bytes", "gauge", "Resident memory of the kernel.", lambda m: int(m.memory_mb * 2**20)),
 )
 
 
 def prometheus_text(metrics: MetricsResponse) -> bytes:
-    """One family a figure; `solo_info` carries version and status as labels."""
+    """One family a figure; `solo_info` has version and status as labels, what was shed tenant, class and reason."""
     lines = [
         "# HELP solo_info Which kernel this is.",
         "# TYPE solo_info gauge",
@@ -27,4 +26,9 @@ def prometheus_text(metrics: MetricsResponse) -> bytes:
     ]
     for name, kind, text, value in _FAMILIES:
         lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {value(metrics)}"]
+    lines += ["# HELP solo_shed_total Requests refused by the load shedder.", "# TYPE solo_shed_total counter"]
+    lines += [
+        f'solo_shed_total{{tenant="{shed.tenant}",class="{shed.admission}",reason="{shed.reason}"}} {shed.count}'
+        for shed in metrics.shed_by  # ids and our own words: nothing to escape
+    ]
     return ("\n".join(lines) + "\n").encode()

@@ -13,11 +13,12 @@ import msgspec
 from solo_fast._ext.registry import Directory, Registration
 from solo_fast.config import Config, Values
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, NotFound, PayloadTooLarge, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, NotFound, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.operations import versions, views
 from solo_fast.operations.caller import Caller
+from solo_fast.operations.deploys import filename_of, settings_of, source_of
 from solo_fast.operations.streams import merge
 from solo_fast.runtime.service import Limits, Service
 from solo_fast.runtime.supervisor import Supervisor
@@ -27,13 +28,11 @@ from solo_fast.store.desired import (
     RegistrationRow,
     RemoveRegistration,
     RenewRegistration,
-    Settings,
 )
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
 RECENT_EVENTS = 10
-FILENAME_CHARACTERS_MAX = 255
 NAME_CHARACTERS_MAX = 128
 
 T = TypeVar("T")
@@ -84,7 +83,8 @@ class Operations:
 
     async def deploy(self, caller: Caller, request: m.DeployRequest) -> m.DeployResponse:
         check_id("service_id", request.service_id)
-        text = self._source_of(request)
+        text = source_of(request, self.config.get("limits.max_source_bytes"))
+        settings = settings_of(request)
         config = self.config.for_tenant(caller.tenant)
         self._check_tenants(caller.tenant)
         self._check_metadata("metadata", request.metadata)
@@ -92,10 +92,10 @@ class Operations:
             caller.tenant,
             request.service_id,
             format=request.format,
-            filename=_filename(request.filename or f"{request.service_id}.py"),
+            filename=filename_of(request.filename or f"{request.service_id}.py"),
             text=text,
             limits=self.limits_for(caller.tenant, request.limits),
-            settings=Settings(request.limits, request.metadata),
+            settings=settings,
             replace=request.replace,
             services_max=config.get("limits.services_per_tenant"),
         )
@@ -109,22 +109,6 @@ class Operations:
     def limits_for(self, tenant: str, asked: m.ServiceLimits) -> Limits:
         """What a tenant's service gets: its own limits over the tenant's, which are over the kernel's."""
         return resolve_limits(self.config.for_tenant(tenant), asked)
-
-    def _source_of(self, request: m.DeployRequest | m.SwapRequest | m.CheckRequest) -> bytes:
-        if request.format == "elixir_source":
-            raise InvalidRequest("format elixir_source is not supported; send Python source as python_source")
-        if request.format == "external_binary":
-            raise InvalidRequest("format external_binary is not supported by this version; send python_source")
-        try:
-            text = request.code.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest("code holds lone surrogates, which UTF-8 can't carry") from None
-        limit = self.config.get("limits.max_source_bytes")
-        if len(text) > limit:
-            raise PayloadTooLarge(f"code has {len(text)} bytes, more than limits.max_source_bytes ({limit})")
-        if not text.strip():
-            raise InvalidRequest("code is empty; send the source of a Python module")
-        return text
 
     def _check_tenants(self, tenant: str) -> None:
         services = self._supervisor.services
@@ -170,20 +154,20 @@ class Operations:
         )
 
     async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> float:
-        given_s = await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force)
-        for registration in self._directory.remove_service(tenant, service_id):
-            gone = RemoveRegistration(tenant, registration.handle)
-            self._store.record_soon(_unregistered(registration, "killed"), changes=[gone])
-        return given_s
+        def leaving(killed: Event) -> list[Event]:
+            gone = self._directory.remove_service(tenant, service_id)
+            return [_unregistered(registration, "killed", killed) for registration in gone]
+
+        return await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force, leaving=leaving)
 
     async def swap(self, caller: Caller, request: m.SwapRequest) -> m.SwapResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
-        text = self._source_of(request)
-        self._check_metadata("metadata", request.metadata or {})
-        settings = versions.settings_of(request, service.spec.version.settings)
-        filename = _filename(request.filename or service.spec.version.filename)
-        limits = self.limits_for(caller.tenant, settings.limits)
-        wanted = Wanted(request.format, filename, text, limits, settings)
+        asked = versions.deploy_of(request, service.spec.version)
+        text = source_of(asked, self.config.get("limits.max_source_bytes"))
+        self._check_metadata("metadata", asked.metadata)
+        limits = self.limits_for(caller.tenant, asked.limits)
+        wanted = Wanted(asked.format, filename_of(asked.filename), text, limits, settings_of(asked))
+        versions.check_strategy(request.strategy, service.spec.version.format, wanted.format)
         return await self._swap(service, wanted, request.strategy, request.rollback_window_ms)
 
     async def rollback(self, caller: Caller, request: m.RollbackRequest) -> m.SwapResponse:
@@ -191,7 +175,8 @@ class Operations:
         kept = await self._supervisor.swaps.version_before(service, request.to)
         limits = self.limits_for(caller.tenant, kept.settings.limits)
         wanted = Wanted(kept.format, kept.filename, kept.source, limits, kept.settings, "rollback")
-        return await self._swap(service, wanted, "hot", request.rollback_window_ms, back_to=kept.number)
+        strategy = versions.best_strategy(service.spec.version.format, wanted.format)
+        return await self._swap(service, wanted, strategy, request.rollback_window_ms, back_to=kept.number)
 
     async def _swap(
         self, service: Service, wanted: Wanted, strategy: m.Strategy, window_ms: int | None, back_to: int = 0
@@ -219,7 +204,10 @@ class Operations:
         return m.CastResponse(service_id=request.service_id)
 
     async def check(self, caller: Caller, request: m.CheckRequest) -> m.CheckResponse:
-        report = await self._supervisor.check(_filename(request.filename or "service.py"), self._source_of(request))
+        if request.format == "external_binary":
+            raise InvalidRequest("there is nothing to check in an external binary; check is for python_source")
+        text = source_of(request, self.config.get("limits.max_source_bytes"))
+        report = await self._supervisor.check(filename_of(request.filename or "service.py"), text)
         return msgspec.convert(report, m.CheckResponse)
 
     # -- events and logs -----------------------------------------------------------------------------------------
@@ -385,12 +373,6 @@ def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     return Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
 
 
-def _filename(name: str) -> str:
-    if len(name) > FILENAME_CHARACTERS_MAX or any(c in name for c in "/\0\n\r"):
-        raise InvalidRequest(f"filename is one name without slashes, of at most {FILENAME_CHARACTERS_MAX} characters")
-    return name
-
-
 def _check_name(field: str, name: str) -> None:
     if not name or len(name) > NAME_CHARACTERS_MAX or not name.isprintable() or "/" in name:
         raise InvalidRequest(f"{field} is 1 to {NAME_CHARACTERS_MAX} printable characters without a slash")
@@ -417,6 +399,6 @@ def _row(registration: Registration) -> RegistrationRow:
     )
 
 
-def _unregistered(registration: Registration, reason: str) -> Event:
+def _unregistered(registration: Registration, reason: str, cause: Event | None = None) -> Event:
     payload = {"service_name": registration.name, "reason": reason}
-    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload)
+    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload, cause)

@@ -6,17 +6,41 @@ import hashlib
 from collections.abc import Sequence
 
 from solo_fast.domain import messages as m
+from solo_fast.domain.errors import InvalidRequest
 from solo_fast.operations.views import time_of
 from solo_fast.runtime.swap import Swapped
-from solo_fast.store.desired import Settings, Version
+from solo_fast.store.desired import Version
 
 
-def settings_of(request: m.SwapRequest, former: Settings) -> Settings:
-    """What a swap asks for; what it leaves out stays as it was."""
-    return Settings(
-        former.limits if request.limits is None else request.limits,
-        former.metadata if request.metadata is None else request.metadata,
+def deploy_of(request: m.SwapRequest, former: Version) -> m.DeployRequest:
+    """The deploy that a swap amounts to: what it leaves out stays as it was."""
+    settings = former.settings
+    asked = m.DeployRequest(
+        service_id=request.service_id,
+        code=request.code,
+        format=request.format,
+        filename=request.filename or former.filename,
+        limits=settings.limits if request.limits is None else request.limits,
+        metadata=settings.metadata if request.metadata is None else request.metadata,
+        argv=request.argv,
+        env=request.env,
+        port=request.port,
+        socket=request.socket,
     )
+    if request.format == former.format == "external_binary" and not request.argv:
+        asked.argv, asked.env, asked.port, asked.socket = settings.argv, settings.env, settings.port, settings.socket
+    return asked
+
+
+def best_strategy(former: m.Format, wanted: m.Format) -> m.Strategy:
+    """hot where both are Python; an external binary can't hand its state over, and has its port to itself."""
+    return "hot" if former == wanted == "python_source" else "replace"
+
+
+def check_strategy(strategy: m.Strategy, former: m.Format, wanted: m.Format) -> None:
+    """Raises InvalidRequest where a hot swap was asked for and can't be."""
+    if strategy == "hot" != best_strategy(former, wanted):
+        raise InvalidRequest("an external binary can't hand its state over: swap it with strategy replace")
 
 
 def swapped(service_id: str, done: Swapped, back_to: int = 0) -> m.SwapResponse:

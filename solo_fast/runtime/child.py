@@ -7,10 +7,8 @@ nothing inherited but its link and its lifeline. Then it waits for a LOAD (or CH
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import marshal
 import os
-import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -18,7 +16,8 @@ from typing import Any
 
 import orjson
 
-from solo_fast.runtime import contract
+from solo_fast._ext import blank
+from solo_fast.runtime import contract, program
 from solo_fast.runtime.frames import (
     CODE_CHANGE,
     RESTORE,
@@ -35,10 +34,7 @@ from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave
 from solo_fast.runtime.state import wait_for
 from solo_fast.service import Service
 
-LINK_FD = 3
-LIFELINE_FD = 4
-_SCRATCH_FD = 200  # above every descriptor of the zygote, so that placing one never overwrites another
-F_SETSIG = 10
+LINK_FD = 3  # where _ext/blank.pyx puts it
 
 
 def become_blank(
@@ -46,50 +42,15 @@ def become_blank(
 ) -> None:
     """Set the freshly forked process up, and never return."""
     try:
-        os.setsid()
+        ordered = blank.settle(link_fd, stdout_fd, stderr_fd, lifeline_fd)
         for hooks in fork_hooks:
             os.register_at_fork(**hooks)
-        _place_descriptors(link_fd, stdout_fd, stderr_fd, lifeline_fd)
-        _tie_to_kernel()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _serve(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=LINK_FD))
+        _serve(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, LINK_FD), ordered=ordered)
     except SystemExit as error:  # sys.exit() in a method: the process ends, and its supervisor decides
         leave(error.code if isinstance(error.code, int) else 1)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     leave(1)
-
-
-def _place_descriptors(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> None:
-    places = {1: stdout_fd, 2: stderr_fd, LINK_FD: link_fd, LIFELINE_FD: lifeline_fd}
-    held = {place: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _SCRATCH_FD) for place, fd in places.items()}
-    for place, fd in held.items():
-        os.dup2(fd, place, inheritable=place <= 2)
-    os.closerange(LIFELINE_FD + 1, _SCRATCH_FD + 64)
-
-
-def _tie_to_kernel() -> None:
-    """Have the Linux kernel SIGKILL this process group when Solo's kernel dies, however busy it is.
-
-    Solo's kernel alone holds the write end of the lifeline pipe. Its death closes that, which raises the read end's
-    owner signal in the whole group. The pipe is opened anew because the owner belongs to the open file description,
-    which all children of the zygote share. A parent-death signal can't serve: it would track the zygote.
-    """
-    own = os.open(f"/proc/self/fd/{LIFELINE_FD}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.dup2(own, LIFELINE_FD, inheritable=False)
-    os.close(own)
-    fcntl.fcntl(LIFELINE_FD, fcntl.F_SETOWN, -os.getpid())
-    fcntl.fcntl(LIFELINE_FD, F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(LIFELINE_FD, fcntl.F_SETFL, fcntl.fcntl(LIFELINE_FD, fcntl.F_GETFL) | os.O_ASYNC)
-    try:
-        closed = os.read(LIFELINE_FD, 1) == b""  # it may have died before the signal was armed
-    except BlockingIOError:
-        closed = False
-    if closed:
-        os._exit(0)
 
 
 @dataclass(slots=True)
@@ -103,14 +64,14 @@ class Order:
     result_bytes_max: int
     source: str
     code: bytes
+    program: dict[str, Any] | None = None
     state_bytes_max: int = 0
     hand_over: str = ""
 
 
-def _serve(sock: socket.socket) -> None:
+def _serve(sock: socket.socket, *, ordered: bool) -> None:
     link = Link(sock)
-    link.receive(socket.MSG_DONTWAIT)
-    if not link.inbox:
+    if not ordered:
         rehearse()
     link.speak_for_this_process_only()
     kind, order = _next_order(link)
@@ -118,6 +79,8 @@ def _serve(sock: socket.socket) -> None:
         link.send(Kind.REPORT, 0, encode(contract.report(order.source, order.filename)))
         leave(0)
     _enter(order)
+    if order.program is not None:
+        _become_program(order, link, order.program)
     try:
         loaded, is_async, marshalled = _load(order)
         if is_async:
@@ -148,6 +111,18 @@ def _enter(order: Order) -> None:
     os.environ["SOLO_SERVICE_ID"] = order.service_id
     os.environ["SOLO_TENANT"] = order.tenant
     sys.argv = [order.filename]
+
+
+def _become_program(order: Order, link: Link, wanted: dict[str, Any]) -> None:
+    """Run an external binary in this process. Comes back never: it ends where that can't be done."""
+    try:
+        blank.keep_lifeline()
+        program.become(order.work_dir, order.filename, order.source, wanted)
+    except OSError as error:
+        message = f"{wanted['argv'][0]} can't be run: {error.strerror}"
+        diagnostics = [{"line": 0, "column": 0, "message": message, "text": ""}]
+        link.send(Kind.FAILED, 0, encode({"message": message, "diagnostics": diagnostics}))
+    leave(1)
 
 
 def _load(order: Order) -> tuple[Loaded, bool, bytes]:

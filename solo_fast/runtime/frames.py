@@ -25,6 +25,7 @@ class Kind:
     STOP = 4  # JSON: the reason for terminate()
     REPLY = 5  # result of a REQUEST
     REFUSAL = 6  # error of a REQUEST: {"error", "message", "details"}
+    EXEC = 8  # laid out like LOAD, with "program" in its header; the link closes with the exec, or FAILED comes
     CHECK = 7  # laid out like LOAD; answered with REPORT, after which the child ends
     HANDOVER = 40  # finish what came before this, hand the state over (HANDED, or FAILED), then stand by
     STATE = 41  # a state to take over: behind a LOAD that says so, or to one that stands by (ADOPTED, or FAILED)

@@ -29,6 +29,7 @@ class WarmPool:
         self._size = size
         self._blanks: list[Process] = []
         self._refilling: asyncio.Task[None] | None = None
+        self._unclaimed: set[asyncio.Task[Process]] = set()  # forks whose taker went away
         self._closing = False
 
     async def take(self) -> Process:
@@ -41,7 +42,23 @@ class WarmPool:
             process = self._blanks.pop(0)
             if process.alive and not process.exited.done():
                 return process
-        return await self._fork()
+        forking = asyncio.get_running_loop().create_task(self._fork())
+        try:
+            return await asyncio.shield(forking)
+        except asyncio.CancelledError:  # the service was killed while it restarted: the process is nobody's yet
+            forking.add_done_callback(self._keep)
+            self._unclaimed.add(forking)
+            raise
+
+    def _keep(self, forking: asyncio.Task[Process]) -> None:
+        self._unclaimed.discard(forking)
+        if forking.cancelled() or forking.exception() is not None:
+            return
+        process = forking.result()
+        if len(self._blanks) < self._size and not self._closing:
+            self._blanks.append(process)
+        else:
+            process.kill()
 
     async def _fork(self) -> Process:
         try:
@@ -73,6 +90,8 @@ class WarmPool:
         if self._refilling is not None:
             self._refilling.cancel()
             await asyncio.wait([self._refilling])
+        while self._unclaimed:
+            await asyncio.wait(self._unclaimed)
         for process in self._blanks:
             process.kill()
         if self._blanks:

@@ -8,13 +8,14 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import orjson
 
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
 from solo_fast.domain.messages import Stream
+from solo_fast.runtime.external import Door, Program
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
 from solo_fast.runtime.mailbox import Message
 from solo_fast.runtime.output import PipeReader
@@ -52,6 +53,7 @@ class Source:
     text: bytes
     work_dir: str
     code: bytes = b""
+    program: Program | None = None
     hand_over: str = ""
     state: bytes = b""
 
@@ -65,7 +67,8 @@ class Description:
     methods: frozenset[str]
     is_async: bool
     concurrent: bool
-    persist: bool
+    any_method: bool = False  # it says for itself, at the call, what it has
+    persist: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,9 @@ class Process(asyncio.Protocol):
         self.exited: asyncio.Future[Ending] = self._loop.create_future()
         self.stopping = False
         self.started_at = time.monotonic()
+        self._is_program = False
+        self._door: Door | None = None
+        self._posts: set[asyncio.Task[None]] = set()
         self._loading: asyncio.Future[Any] | None = None
         self._asked: asyncio.Future[bytes] | None = None
         self._asked_id = 0
@@ -183,13 +189,20 @@ class Process(asyncio.Protocol):
             os.close(out_write)
             os.close(err_write)
         ours.setblocking(False)
-        await self._loop.create_unix_connection(lambda: self, sock=ours)
-        pipes: tuple[tuple[Stream, int], ...] = (("stdout", out_read), ("stderr", err_read))
-        for stream, fd in pipes:
-            reader = PipeReader(stream, self, self.limits.line_bytes)
-            await self._loop.connect_read_pipe(lambda made=reader: made, os.fdopen(fd, "rb", 0))  # type: ignore[misc]
-            self._pipes.append(reader)
+        pipes: tuple[tuple[Stream, Any], ...] = (
+            ("stdout", os.fdopen(out_read, "rb", 0)),
+            ("stderr", os.fdopen(err_read, "rb", 0)),
+        )
         self._loop.add_reader(self.child.pidfd, self._exit_seen)
+        try:
+            await self._loop.create_unix_connection(lambda: self, sock=ours)
+            for stream, pipe in pipes:
+                reader = PipeReader(stream, self, self.limits.line_bytes)
+                await self._loop.connect_read_pipe(lambda made=reader: made, pipe)  # type: ignore[misc]
+                self._pipes.append(reader)
+        except BaseException:
+            self.kill()  # its exit releases what it had got
+            raise
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its base class
@@ -218,9 +231,36 @@ class Process(asyncio.Protocol):
             DeployFailed: with diagnostics. The process is ended.
         """
         self.owner = owner
+        if source.program is not None:
+            return await self._become(source, source.program, timeout_s)
         described = await self._order(Kind.LOAD, source, timeout_s, "load")
         described["methods"] = frozenset(described["methods"])
         return Description(**described)
+
+    async def _become(self, source: Source, program: Program, timeout_s: float) -> Description:
+        """Turn the blank into an external binary, and wait until it accepts where it will be called."""
+        deadline = self._loop.time() + timeout_s
+        self._is_program = True
+        await self._order(Kind.EXEC, source, timeout_s, "start")
+        if program.callable:
+            self._door = Door(program, source.work_dir, self.limits.result_bytes)
+            await self._opened(self._door, timeout_s, deadline)
+        return Description("external", "", frozenset(), True, True, program.callable)
+
+    async def _opened(self, door: Door, timeout_s: float, deadline: float) -> None:
+        opened = self._loop.create_task(door.opened())
+        either: list[asyncio.Future[Any]] = [opened, self.exited]
+        try:
+            await asyncio.wait(either, timeout=deadline - self._loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            opened.cancel()
+        if self.exited.done():
+            raise deploy_failed(f"the program {self.exited.result()} before it accepted on {door.address}")
+        if not opened.done():
+            self.kill()
+            raise deploy_failed(
+                f"the program did not accept on {door.address} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
+            )
 
     async def check(self, source: Source, timeout_s: float) -> dict[str, Any]:
         """Have the source compiled and its methods reported; the process ends with it.
@@ -245,6 +285,8 @@ class Process(asyncio.Protocol):
             "state_bytes_max": self.limits.state_bytes,
             "hand_over": source.hand_over,
         }
+        if source.program is not None:
+            header["program"] = asdict(source.program)
         self._write(frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code)))
         if source.state:
             self._write(frame(Kind.STATE, 0, source.state))
@@ -346,6 +388,11 @@ class Process(asyncio.Protocol):
         self.pending[message_id] = future
         if self.kept is not None:
             self._keep(message_id, Message(kind, method, arguments, future))
+        if self._door is not None:
+            task = self._loop.create_task(self._post(self._door, message_id, method, arguments))
+            self._posts.add(task)
+            task.add_done_callback(self._posts.discard)
+            return
         self._write(frame(kind, message_id, message_body(method, arguments)))
 
     def _keep(self, message_id: int, message: Message) -> None:
@@ -360,6 +407,19 @@ class Process(asyncio.Protocol):
         message = self.kept.pop(message_id, None) if self.kept else None
         if message is not None:
             self._kept_bytes -= len(message.arguments)
+
+    async def _post(self, door: Door, message_id: int, method: str, arguments: bytes) -> None:
+        result, error = b"", None
+        try:
+            result = await door.post(method, arguments)
+        except SoloError as failure:
+            error = failure
+        if self.pending.get(message_id) is None:  # a cast, whose failure nobody waits for
+            self.pending.pop(message_id, None)
+            if error is not None:
+                self.owner.line("log", f"error cast {method}: {error.message}")
+            return
+        self._settle(message_id, result, error)
 
     def reply(self, message_id: int, body: bytes) -> None:
         self._write(frame(Kind.REPLY, message_id, body))
@@ -378,6 +438,11 @@ class Process(asyncio.Protocol):
     def unsent_bytes(self) -> int:
         """What the service has not yet taken off its link."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def eof_received(self) -> None:
+        """A blank that becomes a program closes its link by the exec."""
+        if self._is_program:
+            self._loaded(None, None)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -462,10 +527,14 @@ class Process(asyncio.Protocol):
                 return
 
     async def stop(self, reason: str, grace_s: float) -> Ending:
-        """terminate(), then SIGTERM at half of the grace period, then SIGKILL at its end."""
+        """terminate(), then SIGTERM at half of the grace period, then SIGKILL at its end.
+
+        A program has no terminate(): it gets SIGTERM at once.
+        """
         self.stopping = True
         self._write(frame(Kind.STOP, 0, orjson.dumps(reason)))
-        for number, wait_s in ((signal.SIGTERM, grace_s / 2), (signal.SIGKILL, grace_s / 2)):
+        terminating_s = 0.0 if self._is_program else grace_s / 2
+        for number, wait_s in ((signal.SIGTERM, terminating_s), (signal.SIGKILL, grace_s - terminating_s)):
             done, _ = await asyncio.wait([self.exited], timeout=wait_s)
             if done:
                 break
@@ -484,6 +553,8 @@ class Process(asyncio.Protocol):
             self.child.pidfd = -1
         await self._last_frames()
         self._fail_pending(ServiceError(f"the service {ending} before it answered"))
+        for post in self._posts:
+            post.cancel()
         self._loaded(None, _EndedEarlyError(ending))
         self._answered(self._asked_id, b"", _EndedEarlyError(ending))
         self.exited.set_result(ending)
@@ -492,6 +563,8 @@ class Process(asyncio.Protocol):
 
     async def _last_frames(self) -> None:
         """Take what it said before it ended off the link: answers, and its last checkpoint."""
+        if self._transport is None:
+            return
         try:
             await asyncio.wait_for(self._link_closed.wait(), OUTPUT_SECONDS_MAX)
         except TimeoutError:  # something that it started holds the link open

@@ -23,6 +23,7 @@ from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.checkpoints import CheckpointStore
+from solo_fast.runtime.external import Program
 from solo_fast.runtime.frames import RESTORE, Kind
 from solo_fast.runtime.keepsake import Keepsake
 from solo_fast.runtime.mailbox import Mailbox, Message
@@ -63,6 +64,14 @@ class Spec:
     @property
     def metadata(self) -> dict[str, str]:
         return self.version.settings.metadata
+
+    @property
+    def program(self) -> Program | None:
+        """What an external binary runs; None for Python."""
+        if self.version.format != "external_binary":
+            return None
+        asked = self.version.settings
+        return Program(asked.argv, asked.env, asked.port, asked.socket)
 
 
 @dataclass(slots=True)
@@ -194,7 +203,9 @@ class Service(Owner):
         """
         code = self.house.code_for(spec.tenant, hashlib.sha256(spec.text).digest())
         filename, work_dir = spec.version.filename, str(spec.work_dir)
-        source = Source(spec.tenant, spec.service_id, filename, spec.text, work_dir, code, hand_over, state)
+        source = Source(
+            spec.tenant, spec.service_id, filename, spec.text, work_dir, code, spec.program, hand_over, state
+        )
         process = await self.house.new_process()
         self.coming.add(process)
         try:
@@ -233,11 +244,10 @@ class Service(Owner):
     def _release(self) -> None:
         """Send what has waited, in order and before anything else."""
         assert self._process is not None
-        assert self.described is not None
         for message in self._mailbox.take():
             if message.abandoned:
                 continue
-            if message.method not in self.described.methods:
+            if not self._knows(message.method):
                 message.fail(self._unknown(message.method))
                 continue
             self._process.send(message)
@@ -536,7 +546,7 @@ class Service(Owner):
     def _admit(self, method: str) -> Process:
         assert self._process is not None
         assert self.described is not None
-        if method not in self.described.methods:
+        if not self._knows(method):
             raise self._unknown(method)
         if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
             raise TenantOverloaded(
@@ -545,7 +555,12 @@ class Service(Owner):
             )
         return self._process
 
+    def _knows(self, method: str) -> bool:
+        return self.described is not None and (method in self.described.methods or self.described.any_method)
+
     def _unknown(self, method: str) -> NotFound:
+        if self.described is not None and self.described.kind == "external":
+            return NotFound(f"{self.spec.service_id} was deployed without a port or socket, so it can't be called")
         known = ", ".join(sorted(self.described.methods if self.described else ())) or "none"
         return NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
 

@@ -206,8 +206,19 @@ class Supervisor:
             await service.end("killed", 0)
             raise
 
-    async def kill(self, tenant: str, service_id: str, *, grace_s: float | None, force: bool) -> float:
+    async def kill(
+        self,
+        tenant: str,
+        service_id: str,
+        *,
+        grace_s: float | None,
+        force: bool,
+        leaving: Callable[[Event], Sequence[Event]],
+    ) -> float:
         """Forget the service and end its process in the background; the grace period that it gets, seconds.
+
+        Args:
+            leaving: makes the events of what goes with the service; they share its transaction.
 
         Raises:
             NotFound: there is no such service.
@@ -220,7 +231,7 @@ class Supervisor:
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
         killed = Event.new(tenant, "service_killed", service_id, payload)
         self.checkpoints.killed(tenant, service_id)
-        await self._store.record(killed, changes=[RemoveService(tenant, service_id)])
+        await self._store.record(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
         return grace_s
 
     def retire(self, former: Process, grace_s: float, successor: Process) -> None:

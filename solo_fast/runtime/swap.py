@@ -205,9 +205,10 @@ class Swaps:
     # -- replace: stop, then start -------------------------------------------------------------------------------
 
     async def _replace(self, service: Service, spec: Spec, started: Event) -> _Outcome:
-        report = await self._floor.check(spec.version.filename, spec.text)
-        if not report["ok"]:
-            raise deploy_failed(report["diagnostics"][0]["message"], report["diagnostics"])
+        if spec.program is None:
+            report = await self._floor.check(spec.version.filename, spec.text)
+            if not report["ok"]:
+                raise deploy_failed(report["diagnostics"][0]["message"], report["diagnostics"])
         before, was, began = service.state, service.described, time.monotonic()
         try:
             await service.halt()

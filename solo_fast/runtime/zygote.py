@@ -12,6 +12,7 @@ descriptors beside it:
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -53,7 +54,7 @@ def main(control_fd: int, lifeline_fd: int) -> None:
         lifeline_fd: read end of the kernel's lifeline pipe, which each child opens for itself.
     """
     become_subreaper()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the kernel's to act on
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what services find; a terminal's Ctrl-C goes to the kernel's session
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     os.environ.pop("PYTHONPATH", None)  # what services see has nothing of ours
     for stream in (sys.stdout, sys.stderr):
@@ -69,6 +70,7 @@ def main(control_fd: int, lifeline_fd: int) -> None:
     _name("solo-zygote")
     gc.collect()
     gc.freeze()
+    ctypes.CDLL(None).malloc_trim(0)  # joins free chunks: in a child, that would write to each of them
     child.become_blank(*forker.serve(control_fd), lifeline_fd, _fork_hooks)
 
 

@@ -35,6 +35,10 @@ class Settings(msgspec.Struct, omit_defaults=True):
 
     limits: ServiceLimits = msgspec.field(default_factory=ServiceLimits)
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    argv: list[str] = msgspec.field(default_factory=list)
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    port: int = 0
+    socket: str = ""
 
 
 @dataclass(frozen=True, slots=True)

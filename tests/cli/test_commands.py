@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -106,6 +108,12 @@ def test_arguments_are_json_where_they_parse(server):
         (["lst"], 2, "did you mean list"),
         (["list", "--limit", "0"], 2, "--limit"),
         (["status", "a", "--service-id", "b"], 2, "give one"),
+        (["status", ""], 2, "empty"),
+        (["kill", ""], 2, "empty"),
+        (["call", "counter", ""], 2, "empty"),
+        (["list", "--tenant", "日本"], 2, "the tenant's name starts with"),
+        (["list", "--tenant", "a\nb"], 2, "the tenant's name contains"),
+        (["list", "--tenant", ""], 2, "the tenant's name is empty"),
     ],
 )
 def test_errors_have_their_exit_code_and_say_what_to_do(deployed, tmp_path, arguments, code, words):
@@ -131,6 +139,10 @@ def test_with_json_the_error_is_the_document(deployed):
     assert body["error"] == "not_found"
     body = answer("deploy", "-", "--service-id", "x", server=deployed, code=6, stdin="1 / 0\n")
     assert body["details"]["diagnostics"][0]["line"] == 1
+    for arguments in (["deploy", "/no/such.py"], ["nothing"], ["list", "--limit", "0"], ["list", "--tenant", "/"]):
+        body = answer(*arguments, server=deployed, code=2)
+        assert body["error"] == "invalid_request"
+        assert body["message"]
 
 
 def test_a_deadline_and_a_service_error(server):
@@ -221,8 +233,41 @@ def test_version_help_and_completion():
     for shell in ("bash", "zsh", "fish"):
         assert "_SOLO_COMPLETE" in solo("completion", shell).stdout
     assert solo("completion", "tcsh").returncode == 2
-    completed = solo(_SOLO_COMPLETE="bash_complete", COMP_WORDS="solo de", COMP_CWORD="1")
-    assert "deploy" in completed.stdout
+
+
+COMPLETE = {
+    "bash": "COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _solo_completion solo; "
+    "echo ${{COMPREPLY[@]}}",
+    "fish": "complete --do-complete '{words}'",
+    # What zsh's line editor sets and takes: the words, and the names of arrays of what is offered.
+    "zsh": "_describe() {{ print -l -- ${{(P)3}} }}; compadd() {{ print -l -- ${{(P)5}} }}; "
+    "words=({words}); CURRENT=$#words; _solo_completion",
+}
+
+
+@pytest.mark.parametrize("shell", list(COMPLETE))
+def test_completion_completes_in_the_shell_itself(tmp_path, shell):
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    link = tmp_path / "solo"
+    link.write_text(f'#!/bin/sh\nexec {" ".join(command())} "$@"\n')
+    link.chmod(0o755)
+    script = tmp_path / "completion"
+    script.write_text(solo("completion", shell).stdout)
+    env = {**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    before = "compdef() { : }; " if shell == "zsh" else ""
+
+    def offered(words: str) -> str:
+        text = f"{before}source {script}; {COMPLETE[shell].format(words=words)}"
+        done = subprocess.run([shell, "-c", text], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "deploy" in offered("solo de")
+    assert "--service-id" in offered("solo deploy --se")
+    assert "zsh" in offered("solo completion z")
+    if shell == "fish":
+        assert "completion" in offered(f"solo deploy {tmp_path}/")
 
 
 def test_colour_only_on_a_terminal(deployed):
@@ -254,6 +299,12 @@ def test_serve_says_why_it_can_not_start(server, tmp_path):
     done = solo("serve", "--data-dir", str(blocked))
     assert done.returncode == 1
     assert "--data-dir" in done.stderr
+    missing = str(tmp_path / "none" / "ports.json")
+    done = solo("serve", "--data-dir", str(tmp_path / "data"), "--http-port", "0", "--grpc-port", "0",
+                "--port-file", missing)  # fmt: skip
+    assert done.returncode == 1
+    assert f"{missing} can't be written (No such file or directory); name another with --port-file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_shutdown(own_server):

@@ -9,10 +9,20 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 from solo_fast.gateway.wire import solo_pb2 as pb
 from tests.gateway.clients import ECHO, TENANT, EventSource, in_flight, settles, stub
 from tests.harness import Server, eventually
+
+
+def retry_delay_ms(error: Any) -> int:
+    """What the google.rpc.RetryInfo of an error says; its status must agree with the RPC's own."""
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    assert (status.code, status.message) == (error.code().value[0], error.details())
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(retry)
+    return retry.retry_delay.ToMilliseconds()
 
 
 def half_a_call(server: Server, service_id: str, tenant: str = "acme") -> socket.socket:
@@ -106,6 +116,7 @@ def test_a_flood_is_shed_with_advice_and_hurts_nobody_else(tmp_path: Any) -> Non
             trailers = dict(caught.value.trailing_metadata())
             assert int(trailers["grpc-retry-pushback-ms"]) > 0
             assert json.loads(trailers["solo-error-details"])["limit"] == 3
+            assert retry_delay_ms(caught.value) == int(trailers["grpc-retry-pushback-ms"])
             client.Call(pb.CallRequest(service_id="busy", method="say"), metadata=(("x-tenant-id", "calm"),))
         assert server.call("busy", "say", ["fine"], tenant="calm") == "fine"
         assert server.request("DELETE", "/services/busy?force", tenant="acme")[0] == 202  # control is never shed

@@ -106,3 +106,20 @@ def test_failed_deploys_leave_nothing(warmed):
     assert warmed.request("GET", "/services")[1]["total"] == 0
     warmed.deploy("fine", COUNTER)
     assert warmed.call("fine", "increment") == 1
+
+
+@pytest.mark.parametrize("pool", ["0", "2"])
+def test_a_kill_while_the_service_restarts_leaves_nothing(tmp_path: Path, pool: str) -> None:
+    """The restart may be at any point: waiting for a fork, with a new process, loading it."""
+    mortal = "import os\ndef die():\n    os._exit(1)\n"
+    with Server(tmp_path, SOLO_SERVICE_WARM_POOL=pool) as server:
+        server.deploy("warm-up", mortal)
+        server.request("DELETE", "/services/warm-up?force=true")
+        eventually(lambda: len(descendants(server.pid)) == int(pool) + 1, "the pool is full")
+        eventually(lambda: not os.listdir(server.data_dir / "work"), "its work directory is gone")
+        before = holdings(server)
+        for number in range(40):
+            server.deploy(f"mortal-{number}", mortal)
+            server.request("POST", f"/services/mortal-{number}/call/die")
+            server.request("DELETE", f"/services/mortal-{number}?force=true")
+        settled(server, before)
