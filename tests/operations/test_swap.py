@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from solo_fast.gateway.wire import solo_pb2
 from tests.gateway.clients import TENANT, stub
 from tests.harness import Server, command, environment, eventually
+from tests.operations.test_external import HTTP
 
 COUNTER = """
 from solo_fast import Service
@@ -366,6 +366,22 @@ class Alone(Service):
     assert server.status("alone")["version"] == 2
 
 
+def test_external_binaries_are_replaced(server: Server) -> None:
+    program = {"format": "external_binary", "argv": ["python3", "-c", HTTP], "socket": "http"}
+    status, body, _ = server.request("POST", "/services", {"service_id": "outer", **program, "env": {"COLOUR": "red"}})
+    assert status == 201, body
+    assert server.call("outer", "f")["env"] == "red"
+    status, body, _ = server.request("PUT", "/services/outer", {"format": "external_binary"})
+    assert status == 400
+    assert "strategy replace" in body["message"]
+    swap(server, "outer", "", **program, env={"COLOUR": "blue"}, strategy="replace")
+    assert server.call("outer", "f")["env"] == "blue"
+    assert server.request("POST", "/services/outer/rollback", {})[0] == 200
+    assert server.call("outer", "f")["env"] == "red"
+    swap(server, "outer", counter(3), strategy="replace")
+    assert server.call("outer", "add") == 3
+
+
 def test_a_service_that_was_given_up_comes_back(server: Server) -> None:
     server.deploy("fallen", "import os\ndef f(): os._exit(1)", limits={"max_restarts": 0})
     server.request("POST", "/services/fallen/call/f")
@@ -509,30 +525,3 @@ def test_nothing_of_swaps_is_left(server: Server) -> None:
     for _ in range(5):
         a_round()
     eventually(lambda: holdings()[0] <= lowest[0] + 2, f"descriptors fall back to {lowest}")
-
-
-def test_clients_see_no_failure_while_versions_change(server: Server) -> None:
-    """A short form of the acceptance run in test_swap_load.py: eight clients, good and bad versions in turn."""
-    server.deploy("steady", counter(1))
-    stop = threading.Event()
-    problems: list[Any] = []
-    numbers: list[int] = []
-
-    def client() -> None:
-        while not stop.is_set():
-            status, body, _ = server.request("POST", "/services/steady/call/add")
-            (numbers if status == 200 else problems).append(body["result"] if status == 200 else body)
-
-    threads = [threading.Thread(target=client) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for number in range(12):
-        if number % 4 == 3:
-            refused(server, "steady", list(BAD)[3])
-        else:
-            swap(server, "steady", counter(1, f"# {number}\n"))
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not problems
-    assert sorted(numbers) == list(range(1, len(numbers) + 1))
