@@ -34,6 +34,7 @@ from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave
 from solo_fast.runtime.state import wait_for
 from solo_fast.service import Service
 
+_RESTORING = (RESTORE, RESTORE_IF_PERSISTENT)
 LINK_FD = 3  # where _ext/blank.pyx puts it
 
 
@@ -166,7 +167,8 @@ def _come_up_plain(order: Order, link: Link, loaded: Loaded, marshalled: bytes) 
             loaded.instance.init()
         except BaseException as error:
             raise contract.failure(error, order.filename, order.source, "running init()") from error
-    run_plainly(_restore(order, link, loaded, custody))
+    if order.hand_over in _RESTORING:
+        run_plainly(_restore(order, link, loaded, custody))
     _announce(link, loaded, marshalled, is_async=False)
     return loop
 
@@ -183,19 +185,18 @@ async def _come_up_async(order: Order, link: Link, loaded: Loaded, marshalled: b
             await maybe_await(inside, loaded.instance.init)
         except BaseException as error:
             raise contract.failure(error, order.filename, order.source, "running init()") from error
-    await _restore(order, link, loaded, custody)
+    if order.hand_over in _RESTORING:
+        await _restore(order, link, loaded, custody)
     _announce(link, loaded, marshalled, is_async=True)
     await loop.run(loaded, standing_by=order.hand_over == CODE_CHANGE)
 
 
 async def _restore(order: Order, link: Link, loaded: Loaded, custody: Custody) -> None:
-    """Go on where a former process was, if the kernel sent its state behind the LOAD.
+    """Go on where a former process was: the kernel sent its state behind the LOAD.
 
     Raises:
         ContractError: what restore() raised.
     """
-    if order.hand_over not in (RESTORE, RESTORE_IF_PERSISTENT):
-        return
     _, _, packed = wait_for(link, (Kind.STATE,))
     if order.hand_over == RESTORE_IF_PERSISTENT and not (loaded.instance is not None and loaded.instance.persist):
         return
@@ -238,14 +239,24 @@ class Rehearsal(Service):
 """
 
 
-def rehearse() -> None:
+def rehearse(*, hand_over: bool = False) -> None:
     """Deploy and call a small service once, within this process and over a socket pair.
 
     A forked child shares the zygote's pages until it writes to them, and Python writes to what it merely looks at.
     The hundreds of page faults of a first deploy happen here, while the child is blank and nobody waits. In the
     zygote itself it lets the interpreter specialise the code that all its children run.
+
+    Args:
+        hand_over: also a hand-over, for the zygote: in each blank it would cost 60 KB, which most services never need.
     """
-    header = {"tenant": "", "service_id": "blank", "filename": "blank.py", "work_dir": "/", "result_bytes_max": 100}
+    header = {
+        "tenant": "",
+        "service_id": "blank",
+        "filename": "blank.py",
+        "work_dir": "/",
+        "result_bytes_max": 100,
+        "state_bytes_max": 1000,
+    }
     kernel_end, service_end = socket.socketpair()
     with kernel_end, service_end:
         kernel_end.sendall(frame(Kind.LOAD, 0, load_body(orjson.dumps(header), REHEARSAL, b"")))
@@ -254,10 +265,12 @@ def rehearse() -> None:
         _, order = _next_order(link)
         _enter(order)
         loaded, _, marshalled = _load(order)
-        _come_up_plain(order, link, loaded, marshalled)
+        loop = _come_up_plain(order, link, loaded, marshalled)
         handler = Handler(loaded, link)
         while not link.inbox:
             link.receive()
         _, message_id, body = link.inbox.popleft()
         handler.call_now(message_id, body, cast=False)
+        if hand_over:
+            loop.rehearse_handover()
     contract.forget(order.filename)

@@ -61,7 +61,7 @@ class Custody:
         self._link = link
         self._timers = timers
         self._call = call
-        self._limit = limit
+        self.limit = limit
         persistent = instance is not None and instance.persist
         self.checkpoints = Checkpoints(link, instance.checkpoint_seconds, limit) if instance and persistent else None
 
@@ -85,7 +85,7 @@ class Custody:
 
     async def _packed(self, instance: Service) -> bytes:
         fired = [(0.0, message) for kind, _, message in self._link.inbox if kind == INFO]
-        return pack(await self._call(instance.get_state), fired + self._timers.pending(), self._limit)
+        return pack(await self._call(instance.get_state), fired + self._timers.pending(), self.limit)
 
     async def adopt(self, message_id: int, packed: bytes) -> bool:
         """Answer a STATE; False when there was an error, and the process stands by as before."""

@@ -22,7 +22,7 @@ from solo_fast.runtime.contract import Callee, is_coroutine_function
 from solo_fast.runtime.frames import Kind, split_message
 from solo_fast.runtime.handover import INFO, SAVED_ON, Custody, call_plainly, run_plainly
 from solo_fast.runtime.inside import Inside, Link, encode
-from solo_fast.runtime.state import Timers, wait_for
+from solo_fast.runtime.state import Timers, pack, wait_for
 from solo_fast.service import Service
 
 SAVE = -1
@@ -180,6 +180,11 @@ class PlainLoop:
             loaded.instance, loaded.filename, self.link, self.timers, call_plainly, loaded.state_bytes_max
         )
         return self._custody
+
+    def rehearse_handover(self) -> None:
+        """Go through a hand-over once, for the interpreter to specialise its code: callers wait for a true one."""
+        run_plainly(self._custody.hand_over(1))
+        run_plainly(self._custody.adopt(1, pack({"value": 1}, [], self._custody.limit)))
 
     def run(self, loaded: Loaded, *, standing_by: bool = False) -> None:
         """Never returns: the process ends in it.

@@ -66,7 +66,7 @@ def main(control_fd: int, lifeline_fd: int) -> None:
 
         binary.complete()
     for _ in range(REHEARSALS):
-        child.rehearse()
+        child.rehearse(hand_over=True)
     _name("solo-zygote")
     gc.collect()
     gc.freeze()
