@@ -175,6 +175,8 @@ main() {
         binary
         say "the appliance"
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.appliance
+        say "the admission path"
+        "$PYTHON" -m bench.admission
         say "2,000 idle services"
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.scale
         say "the hot core"

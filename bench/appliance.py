@@ -55,9 +55,13 @@ def bench_deploy(kernel: solo_pb2_grpc.SoloKernelStub, folder: Path) -> None:
             os.pwrite(file.fileno(), bytes(4096), 0)
             os.fdatasync(file.fileno())
 
-        ours, _, floor, disk = in_turn(150, deploy, breathe, spawn_python, sync)
+        def status() -> None:
+            kernel.Status(solo_pb2.StatusRequest(service_id=f"d{number}"), metadata=TENANT)
+
+        ours, _, floor, disk, _, rpc = in_turn(150, deploy, breathe, spawn_python, sync, breathe, status)
     versus("deploy to ready over gRPC (events on disk)", ours, "a spawn of python -I until it answers", floor)
-    print(row("  of which the disk takes, for one fdatasync", disk) + "\n", flush=True)
+    print(row("  of which the disk takes, for one fdatasync", disk))
+    print(row("  and an RPC that does nothing, at the same pace", rpc) + "\n", flush=True)
     for gone in range(1, number + 1):
         kernel.Kill(solo_pb2.KillRequest(service_id=f"d{gone}", force=True), metadata=TENANT)
 

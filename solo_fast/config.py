@@ -21,9 +21,13 @@ from typing import Any, Protocol
 
 from solo_fast.domain.errors import InvalidRequest
 from solo_fast.domain.ids import check_id
+from solo_fast.domain.layers import LAYERS
 
 MIB = 1 << 20
 DEFAULT_FILE = "solo.toml"
+NETWORKS = ("none", "loopback", "all")
+"""Network policies, each reaching more than the one before."""
+UID_LEAST, UID_MOST = 1000, 2**32 - 3
 
 
 class ConfigError(InvalidRequest):
@@ -61,6 +65,7 @@ KEYS: tuple[Key, ...] = (
     Key("solo.log_level", "info", "what the kernel's own log shows", choices=("debug", "info", "warning", "error")),
     Key("solo.log_format", "text", "the kernel's own log: lines for people, or a JSON object a line",
         choices=("text", "json")),
+    Key("solo.heartbeat_seconds", 15, "how often a quiet watch or log stream shows that it lives", least=1, most=3600),
     Key("limits.max_per_tenant", 100, "requests in flight of one tenant", least=1, live=True, per_tenant=True),
     Key("limits.max_total", 1000, "requests in flight of all tenants", least=1),
     Key("limits.rate_per_tenant", 0, "requests a second of one tenant; 0 sets no rate", live=True, per_tenant=True),
@@ -78,6 +83,7 @@ KEYS: tuple[Key, ...] = (
     Key("limits.watchers_per_tenant", 100, "open watch and log streams of one tenant", live=True, per_tenant=True,
         least=1),
     Key("limits.ring_events", 65_536, "events kept in memory for watchers; a power of two", least=16, most=2**24),
+    Key("limits.ring_bytes", 64 * MIB, "bytes those events may take; who lags behind reads the store", least=65536),
     Key("limits.log_line_bytes", 65_536, "a log line; a longer one comes in pieces", least=80),
     Key("limits.log_store_bytes", 4 * MIB, "log lines kept of one service", least=4096),
     Key("limits.event_payload_bytes", 65_536, "payload of an event that a service emits", least=64, live=True),
@@ -85,6 +91,16 @@ KEYS: tuple[Key, ...] = (
     Key("limits.metadata_length", 256, "characters of a metadata key or value", least=1, live=True),
     Key("security.auth", "open", "who a caller is: open trusts the x-tenant-id header, and is for loopback only",
         choices=("open", "token", "mtls")),
+    Key("security.sandbox", "on", "off runs services unconfined, as the kernel's own user; for finding out what breaks",
+        choices=("on", "off")),
+    Key("security.require_layers", "", "layers of the sandbox, by comma, without which the kernel does not start;"
+        " `solo doctor` lists them"),
+    Key("security.uid_range", "200000-265535", "user ids that a kernel of root gives to its services, one each; empty"
+        " gives none"),
+    Key("security.program_paths", "/usr,/bin,/sbin,/lib,/lib64,/opt,/etc/alternatives",
+        "folders, by comma, whose programs and libraries external binaries may execute and read"),
+    Key("security.network_ceiling", "loopback", "the most that a deploy may ask for as its network",
+        choices=("none", "loopback", "all"), live=True, per_tenant=True),
     Key("database.events_db", "events.db", "name of the event database within data_dir"),
     Key("service.max_restarts", 5, "restarts of a crashing service within max_seconds before it is given up",
         most=1_000_000, live=True, per_tenant=True),
@@ -100,6 +116,16 @@ KEYS: tuple[Key, ...] = (
         per_tenant=True),
     Key("service.rollback_window_ms", 30_000, "time after a swap in which a crash takes it back; 0: never",
         most=86_400_000, live=True, per_tenant=True),
+    Key("service.max_memory_bytes", 256 * MIB, "memory of a service's processes together", least=16 * MIB, most=2**50,
+        live=True, per_tenant=True),
+    Key("service.max_processes", 64, "processes and threads of a service, itself included", least=1, most=30_000,
+        live=True, per_tenant=True),
+    Key("service.network", "none", "what a service may reach that does not ask for more: nothing, this host's own"
+        " loopback, or everything", choices=("none", "loopback", "all"), live=True, per_tenant=True),
+    Key("service.max_open_files", 1024, "open files of each of a service's processes", least=16, most=2**20, live=True,
+        per_tenant=True),
+    Key("service.max_file_bytes", 1024 * MIB, "the largest file that a service can write", least=4096, most=2**50,
+        live=True, per_tenant=True),
     Key("service.warm_pool", 8, "blank processes kept ready for deploys; 0 keeps none", most=1000),
 )  # fmt: skip
 
@@ -350,6 +376,12 @@ class Config:
             )
         if self.get("limits.max_frame_bytes") < self.get("limits.max_result_bytes") + 65536:
             raise ConfigError("limits.max_frame_bytes must be larger than limits.max_result_bytes by 65536 at least")
+        uid_range(self.get("security.uid_range"))
+        required_layers(self.get("security.require_layers"))
+        for view, name in [(self, ""), *((self.for_tenant(tenant), f"tenants.{tenant}: ") for tenant in self._tenants)]:
+            network, ceiling = view.get("service.network"), view.get("security.network_ceiling")
+            if NETWORKS.index(network) > NETWORKS.index(ceiling):
+                raise ConfigError(f"{name}service.network is {network!r}, above security.network_ceiling ({ceiling!r})")
         if "/" in self.get("database.events_db") or not self.get("database.events_db"):
             raise ConfigError("database.events_db is the name of a file within data_dir, without a slash")
 
@@ -379,6 +411,33 @@ class TenantView:
     def get(self, name: str) -> Any:
         """As Config.get."""
         return self.own[name] if name in self.own else self.config.get(name)
+
+
+def uid_range(text: str) -> range:
+    """The user ids of security.uid_range; empty where none are to be given out.
+
+    Raises:
+        ConfigError: it is not FIRST-LAST, or holds ids that are the system's.
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(\d{1,10})-(\d{1,10})", text)
+    if not found or not UID_LEAST <= int(found[1]) < int(found[2]) <= UID_MOST:
+        raise ConfigError(f"security.uid_range is {text!r}; it is FIRST-LAST, within {UID_LEAST}-{UID_MOST}, or empty")
+    return range(int(found[1]), int(found[2]) + 1)
+
+
+def required_layers(text: str) -> list[str]:
+    """The names in security.require_layers.
+
+    Raises:
+        ConfigError: one is no layer.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in LAYERS:
+            raise ConfigError(f"security.require_layers: there is no layer {name!r}{_nearest(name, LAYERS)}")
+    return names
 
 
 def _is_loopback(host: str) -> bool:

@@ -17,11 +17,12 @@ import resource
 import signal
 import socket
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo_fast import __version__
-from solo_fast.config import Config
+from solo_fast.config import Config, required_layers, uid_range
 from solo_fast.domain.errors import SoloError
 from solo_fast.telemetry import logs as telemetry_logs
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from solo_fast.domain.messages import HealthResponse, MetricsResponse
     from solo_fast.gateway.inside import InsideGateway
     from solo_fast.runtime.process import Process
+    from solo_fast.runtime.rooms import Rooms
     from solo_fast.runtime.service import Service
     from solo_fast.runtime.zygote_client import ZygoteClient
 
@@ -62,6 +64,8 @@ def serve(config: Config, port_file: str | None = None, *, recover: bool = True)
 
 
 def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool) -> int:
+    from solo_fast.runtime.bounds import Settings
+    from solo_fast.runtime.rooms import Rooms
     from solo_fast.runtime.zygote_client import ZygoteClient
 
     kernel: Kernel | None = None
@@ -70,7 +74,13 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
         if kernel is not None:
             kernel.supervisor.refill()
 
-    zygote = ZygoteClient(restarted)
+    uids = uid_range(config.get("security.uid_range"))
+    rooms = Rooms(data_dir / "work", uids[:-1], start=zlib.crc32(bytes(data_dir)))
+    rooms.prepare()  # before the zygote, which mounts it
+    enabled = config.get("security.sandbox") == "on"
+    programs = [path for path in config.get("security.program_paths").split(",") if path]
+    settings = Settings(enabled, str(data_dir / "work"), uids[-1] if uids else 0, programs)
+    zygote = ZygoteClient(settings, restarted)
     zygote.spawn()
     _raise_descriptor_limit()  # after the zygote: services keep the modest limit
 
@@ -78,7 +88,7 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
 
     async def live() -> None:
         nonlocal kernel
-        kernel = Kernel(config, data_dir, zygote, recover=recover)
+        kernel = Kernel(config, data_dir, zygote, rooms, recover=recover)
         await kernel.run(port_file)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -154,7 +164,9 @@ class Kernel:
         started_at: monotonic seconds.
     """
 
-    def __init__(self, config: Config, data_dir: Path, zygote: ZygoteClient, *, recover: bool = True) -> None:
+    def __init__(
+        self, config: Config, data_dir: Path, zygote: ZygoteClient, rooms: Rooms, *, recover: bool = True
+    ) -> None:
         from solo_fast._ext.registry import Directory
         from solo_fast._ext.shedder import Shedder
         from solo_fast.operations import Operations
@@ -172,6 +184,7 @@ class Kernel:
         self.store = EventStore.open(
             data_dir / config.get("database.events_db"),
             ring_capacity=config.get("limits.ring_events"),
+            ring_bytes=config.get("limits.ring_bytes"),
             log_bytes_per_service=config.get("limits.log_store_bytes"),
         )
         self.logs = LogBook(self.store)
@@ -194,7 +207,7 @@ class Kernel:
                 state_bytes=min(config.get("limits.max_state_bytes"), config.get("limits.max_frame_bytes")),
             ),
             warm_pool=config.get("service.warm_pool"),
-            work_root=data_dir / "work",
+            rooms=rooms,
             handle_request=self._inside_request,
         )
         self.operations = Operations(config, self, self.supervisor, self.store, self.logs, self.directory)
@@ -236,6 +249,7 @@ class Kernel:
             stack.push_async_callback(self._close_store)
             stack.push_async_callback(self.zygote.close)
             await self.zygote.connect()
+            self._check_layers()
             self.supervisor.start()
             stack.push_async_callback(self._close_services)
             started = self._event("system_started", {"version": __version__, "pid": os.getpid()})
@@ -250,6 +264,7 @@ class Kernel:
             if not stopping.done():
                 recovering.result()
                 self._announce(*ports)
+                self.supervisor.tidy()
             await stopping
             recovering.cancel()
             upkeep.cancel()
@@ -259,6 +274,26 @@ class Kernel:
             await self.store.record(self._event("system_shutdown_started", {}))
             await self.supervisor.close(self._grace_s)
         log.info("stopped")
+
+    def _check_layers(self) -> None:
+        """Say which layers of the sandbox are missing.
+
+        Raises:
+            StartError: one that is required is.
+        """
+        layers = self.zygote.layers
+        for name in required_layers(self.config.get("security.require_layers")):
+            if not layers[name].holds:
+                raise StartError(
+                    f"the sandbox layer {name}, which security.require_layers names, does not hold on this host: "
+                    f"{layers[name].detail}; `solo doctor` shows all layers"
+                )
+        if self.config.get("security.sandbox") == "off":
+            log.warning("SERVICES ARE NOT CONFINED: security.sandbox is off, and each can do what this user can")
+            return
+        for name, report in layers.items():
+            if not report.holds and report.needed:
+                log.warning("the sandbox has no layer %s on this host: %s", name, report.detail)
 
     async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> tuple[int, int]:
         from solo_fast.gateway.grpc import GrpcGateway
@@ -273,6 +308,7 @@ class Kernel:
             except (OSError, RuntimeError) as error:
                 raise StartError(f"{key} {host}:{port} can't be opened: {error}; choose another port, or 0") from None
             stack.push_async_callback(gateway.stop, GATEWAY_GRACE_SECONDS)
+        self.supervisor.opened(tuple(ports))
         return ports[0], ports[1]
 
     async def _expect_services(self) -> None:

@@ -76,6 +76,7 @@ class Server:
 
     Attributes:
         http: base URL. host, http_port, grpc_port, pid, data_dir: where it is.
+        temporary: its TMPDIR.
         log: what it wrote to stderr, so far.
         ready_line, ready_after_s: what it printed, and how long after its start that was read.
     """
@@ -85,6 +86,7 @@ class Server:
         self.data_dir = data_dir or tmp_path / "data"
         self.arguments = arguments
         self.env = env
+        self.temporary = tmp_path / "temporary"
         self.host = "127.0.0.1"
 
     def __enter__(self) -> Server:
@@ -94,14 +96,17 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def start(self) -> None:
+    def start(self, *, until_ready: bool = True) -> None:
+        """Start it, and wait for its ready line; else only until its gateways accept, while it still recovers."""
+        self.temporary.mkdir(exist_ok=True)
         port_file = self.tmp_path / f"ports-{time.monotonic_ns()}.json"
         self._stderr = (self.tmp_path / "kernel.log").open("ab")
         began = time.monotonic()
         self.process = subprocess.Popen(
             [*command(), "serve", "--data-dir", str(self.data_dir), "--grpc-port", "0", "--http-port", "0",
              "--port-file", str(port_file), *self.arguments],
-            env=environment(**self.env), cwd=self.tmp_path, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
+            env=environment(**{"TMPDIR": str(self.temporary), **self.env}), cwd=self.tmp_path,
+            stdout=subprocess.PIPE, stderr=self._stderr, text=True,
         )  # fmt: skip
         eventually(lambda: port_file.exists() or self.process.poll() is not None, "the kernel is ready")
         if not port_file.exists():
@@ -109,6 +114,8 @@ class Server:
         ports = json.loads(port_file.read_text())
         self.pid, self.grpc_port, self.http_port = ports["pid"], ports["grpc"], ports["http"]
         self.http = f"http://{self.host}:{self.http_port}"
+        if not until_ready:
+            return
         assert self.process.stdout is not None
         self.ready_line = self.process.stdout.readline().strip()
         self.ready_after_s = time.monotonic() - began

@@ -21,18 +21,24 @@ cdef extern from * nogil:
     #define STDIO_LAST 2
     #define LINK_FD 3
     #define LIFELINE_FD 4
+    #define SOLO_SYS_close_range 436
     #define SCRATCH_FD 200  /* above every descriptor of the zygote, so that placing one never overwrites another */
 
-    /* Put the four descriptors into their places and close every other but stdin; 0, or -1 with errno. */
-    static int solo_place(int out, int err, int link, int lifeline) {
-        int held[4] = {out, err, link, lifeline};
-        for (int i = 0; i < 4; i++)
-            if ((held[i] = fcntl(held[i], F_DUPFD_CLOEXEC, SCRATCH_FD)) < 0) return -1;
-        for (int i = 0; i < 4; i++) {
+    #define PLACES 6
+
+    /* Put the descriptors into places 1 to 6 (-1: nothing there) and close every other but stdin; 0, or -1 with errno. */
+    static int solo_place(const int *given) {
+        int held[PLACES];
+        for (int i = 0; i < PLACES; i++)
+            if ((held[i] = given[i] < 0 ? -1 : fcntl(given[i], F_DUPFD_CLOEXEC, SCRATCH_FD)) < -1) return -1;
+        for (int i = 0; i < PLACES; i++) {
             int place = i + 1;
-            if (dup3(held[i], place, place <= STDIO_LAST ? 0 : O_CLOEXEC) < 0) return -1;
+            if (held[i] < 0) close(place);
+            else if (dup3(held[i], place, place <= STDIO_LAST ? 0 : O_CLOEXEC) < 0) return -1;
         }
-        return (int)syscall(SYS_close_range, LIFELINE_FD + 1, ~0U, 0);
+        if (syscall(SOLO_SYS_close_range, PLACES + 1, ~0U, 0) == 0) return 0;
+        for (int fd = PLACES + 1; fd < SCRATCH_FD + 64; fd++) close(fd);  /* before Linux 5.9 */
+        return 0;
     }
 
     /* Arm the lifeline: Linux sends SIGKILL to this process group when the pipe's last writer is gone. The pipe is
@@ -66,17 +72,18 @@ cdef extern from * nogil:
     """
     int setsid()
     void _exit(int code)
-    int solo_place(int out, int err, int link, int lifeline)
+    int solo_place(const int *given)
     int solo_arm()
     int solo_unblock_signals()
     int solo_keep_lifeline()
     int solo_has_mail()
 
 
-def settle(int link_fd, int stdout_fd, int stderr_fd, int lifeline_fd):
+def settle(int link_fd, int stdout_fd, int stderr_fd, int lifeline_fd, int ruleset_fd, int network_fd):
     cdef int armed
+    cdef int *places = [stdout_fd, stderr_fd, link_fd, lifeline_fd, ruleset_fd, network_fd]
     setsid()
-    if solo_place(stdout_fd, stderr_fd, link_fd, lifeline_fd) != 0:
+    if solo_place(places) != 0:
         raise OSError(errno, "a child's descriptors can't be placed")
     armed = solo_arm()
     if armed > 0:

@@ -429,7 +429,7 @@ cdef class Directory:
             _heappop(self._heap)
             if not registration._live:
                 self._dead -= 1
-            elif registration.expires_at > now:
+            elif registration.expires_at > <double>entry[0]:  # renewed: also where it is due, others may be before it
                 _heappush(self._heap, (registration.expires_at, registration._number, registration))
             else:
                 self._take_out(registration)

@@ -33,6 +33,15 @@ class Ring:
         """Smallest id still held; `next_id` when there is none."""
     def append(self, item: object, tenant: str, subject: str) -> int:
         """Add an item and return its id. Nobody is woken: call `wake` after the batch."""
+    def drop(self, until_id: int) -> None:
+        """Let go of the entries up to `until_id`, as if they had been overwritten: cursors behind them are overrun.
+
+        Args:
+            until_id: of an entry that was appended; one that is no longer held changes nothing.
+
+        Raises:
+            ValueError: there is no such entry yet.
+        """
     def wake(self, matching_only: bool = False) -> None:
         """Wake the waiting cursors, each once; the writer calls this after a batch.
 

@@ -68,6 +68,7 @@ cdef class Ring:
     cdef int64_t _mask
     cdef int64_t _first
     cdef int64_t _next
+    cdef int64_t _dropped
     cdef dict _waiting
 
     def __cinit__(self, Py_ssize_t capacity, int64_t first_id=1):
@@ -82,6 +83,7 @@ cdef class Ring:
         self._mask = capacity - 1
         self._first = first_id
         self._next = first_id
+        self._dropped = first_id
 
     def __dealloc__(self):
         cdef int64_t at
@@ -91,7 +93,7 @@ cdef class Ring:
         for at in range(self._mask + 1):
             place = self._places[at]
             if place.item == NULL:
-                break
+                continue
             Py_DECREF(<object>place.item)
             Py_DECREF(<object>place.tenant)
             Py_DECREF(<object>place.subject)
@@ -114,14 +116,13 @@ cdef class Ring:
 
     cdef inline int64_t _oldest(self) noexcept:
         cdef int64_t oldest = self._next - self._mask - 1
-        return oldest if oldest > self._first else self._first
+        return oldest if oldest > self._dropped else self._dropped
 
     def append(self, object item, str tenant not None, str subject not None):
         """Add an item and return its id. Nobody is woken: call `wake` after the batch."""
         cdef uint32_t tenant_hash = <uint32_t>hash(tenant)
         cdef uint32_t subject_hash = <uint32_t>hash(subject)
         cdef int64_t number = self._next
-        # Cells fill from wherever first_id falls; __dealloc__ relies on their filling from 0.
         cdef Place *place = &self._places[(number - self._first) & self._mask]
         cdef Place old = place[0]
         Py_INCREF(item)
@@ -138,6 +139,32 @@ cdef class Ring:
             Py_DECREF(<object>old.subject)
             Py_DECREF(<object>old.item)
         return number
+
+    def drop(self, int64_t until_id):
+        """Let go of the entries up to `until_id`, as if they had been overwritten: cursors behind them are overrun.
+
+        Args:
+            until_id: of an entry that was appended; one that is no longer held changes nothing.
+
+        Raises:
+            ValueError: there is no such entry yet.
+        """
+        cdef int64_t number
+        cdef Place *place
+        cdef Place old
+        if until_id >= self._next:
+            raise ValueError(f"until_id is {until_id}; the newest entry is {self._next - 1}")
+        while True:
+            number = self._oldest()  # anew each time: a destructor may append, read or drop
+            if number > until_id:
+                return
+            place = &self._places[(number - self._first) & self._mask]
+            old = place[0]
+            place.item = NULL
+            self._dropped = number + 1
+            Py_DECREF(<object>old.tenant)
+            Py_DECREF(<object>old.subject)
+            Py_DECREF(<object>old.item)
 
     def wake(self, bint matching_only=False):
         """Wake the waiting cursors, each once; the writer calls this after a batch.

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "events": ("events", "Show what happened."),
     "health": ("system", "Ask the kernel how it is."),
     "metrics": ("system", "Show the kernel's figures."),
+    "doctor": ("doctor", "Show which layers of the sandbox hold on this host."),
     "shutdown": ("system", "Stop the kernel."),
     "version": ("system", "Print the version."),
     "help": ("system", "Show help, of one command or of all."),

@@ -20,7 +20,7 @@ ANSWER_SECONDS = 60.0  # beyond what the server itself waits by default
 
 @dataclass(slots=True)
 class Client:
-    """A server's address, and the tenant to speak for.
+    """A server's address, and the tenant to speak for ("": none).
 
     Attributes:
         as_json: errors are printed as JSON.
@@ -92,7 +92,7 @@ class Client:
     ) -> tuple[HTTPConnection, HTTPResponse]:
         from http.client import HTTPConnection, HTTPException
 
-        sent = {"x-tenant-id": self.tenant, **(headers or {})}
+        sent = {**({"x-tenant-id": self.tenant} if self.tenant else {}), **(headers or {})}
         if body is not None:
             body = body if isinstance(body, bytes) else json.dumps(body).encode()
             sent["content-type"] = "application/json"

@@ -18,6 +18,7 @@ from solo_fast.cli.output import moment, print_json, style
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="Only of this type; repeatable.")
 @click.option("--since", type=click.IntRange(0), metavar="ID", help="Only behind this event id.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="Events to show at most.")
+@click.option("--system", is_flag=True, help="Solo's own events instead of a tenant's.")
 @click.option("--include-logs", is_flag=True, help="With --follow: log lines too.")
 @json_option
 @server_options
@@ -28,11 +29,14 @@ def events_command(
     types: tuple[str, ...],
     since: int | None,
     limit: int,
+    system: bool,
     include_logs: bool,
     as_json: bool,
 ) -> None:
     """Show what happened, oldest first."""
     client.as_json = as_json
+    if system:
+        client.tenant = ""
     query: dict[str, Any] = {"service_id": service_id, "since_id": since, "event_types": list(types) or None}
     if follow:
         for event in client.stream("/events", {**query, "include_logs": include_logs}, endless=True):

@@ -17,6 +17,9 @@ PageLimit = Annotated[int, Meta(ge=1, le=1000, description="Entries a page.")]
 Metadata = dict[str, str]
 Format = Literal["python_source", "elixir_source", "external_binary"]
 
+Network = Literal["none", "loopback", "all"]
+"""What a service may reach: nothing, this host's own loopback addresses, everything."""
+
 Strategy = Literal["hot", "replace"]
 """How a swap goes: beside the old version, with its state; or the old one stops, then the new one starts."""
 
@@ -59,6 +62,9 @@ class ServiceLimits(Request, kw_only=True):
     shutdown_timeout_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
     mailbox_limit: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     max_in_flight: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    max_memory_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] | None = None
+    max_processes: Annotated[int, Meta(ge=1, le=30_000)] | None = None
+    network: Network | None = None
 
 
 class DeployRequest(Request, kw_only=True):
@@ -123,6 +129,8 @@ class ServiceEntry(Response, kw_only=True):
 
 
 class StatusResponse(ServiceEntry, kw_only=True):
+    """`sandbox`: the layers that hold it, of those that `solo doctor` lists."""
+
     updated_at: datetime
     memory_bytes: int
     message_queue_len: int
@@ -131,6 +139,8 @@ class StatusResponse(ServiceEntry, kw_only=True):
     version: int
     recent_events: list[EventView]
     labels: Metadata
+    network: Network
+    sandbox: list[str]
 
 
 class ListRequest(Request, kw_only=True):

@@ -52,14 +52,16 @@ def internal_error(kernel: Kernel, what: str, error: BaseException) -> InternalE
     )
 
 
-def _admit(kernel: Kernel, operation: Operation, tenant: str) -> Slot:
-    """Take a slot for one request.
+def _admit(kernel: Kernel, operation: Operation, caller: Caller) -> Slot:
+    """Take a slot for one request. A service may still ask while the kernel shuts down: its callers wait for it.
 
     Raises:
         ShuttingDown: the kernel takes no new work, and this is not a control operation.
         TenantOverloaded, KernelOverloaded: it was shed; `retry_after_ms` is set.
     """
-    if kernel.state == "shutting_down" and operation.admission is not Admission.CONTROL:
+    tenant = caller.tenant
+    new_work = operation.admission is not Admission.CONTROL and not caller.service_id
+    if kernel.state == "shutting_down" and new_work:
         raise ShuttingDown("the kernel is shutting down; retry when it is back", retry_after_ms=1000)
     slot = kernel.shedder.acquire(tenant, operation.admission)
     if type(slot) is Shed:
@@ -76,7 +78,7 @@ async def admitted(kernel: Kernel, operation: Operation, caller: Caller, request
         SoloError: what the operation answered instead, why it was not admitted, or InternalError for what it did
             not expect itself.
     """
-    slot = _admit(kernel, operation, caller.tenant)
+    slot = _admit(kernel, operation, caller)
     started = perf_counter()
     try:
         return await getattr(kernel.operations, operation.name)(caller, request)
@@ -90,7 +92,7 @@ async def admitted(kernel: Kernel, operation: Operation, caller: Caller, request
 
 async def admitted_stream(
     kernel: Kernel, operation: Operation, caller: Caller, request: Request
-) -> AsyncGenerator[Response, None]:
+) -> AsyncGenerator[list[Response], None]:
     """Run one streaming operation under admission control; the slot is held until the stream ends.
 
     Whoever reads it closes it (`aclose`) on every path, so that the slot is free at once. No latency is reported:
@@ -99,7 +101,7 @@ async def admitted_stream(
     Raises:
         SoloError: as `admitted`.
     """
-    slot = _admit(kernel, operation, caller.tenant)
+    slot = _admit(kernel, operation, caller)
     try:
         items = getattr(kernel.operations, operation.name)(caller, request)
         try:

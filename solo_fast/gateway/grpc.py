@@ -37,6 +37,13 @@ _SLACK_BYTES = 64 * 1024
 """What a message's other fields may weigh beside the one that has a limit of its own."""
 
 _STATE_POLL_S = 0.05
+
+_MESSAGE_S = 100e-6
+"""What a message of a stream costs, grpcio's own work included; for its share of a flood (store/pacing.py)."""
+
+_PINGS_S_MIN = 5
+"""How often a client may ping without being taken for a flood: as often as keepalive settings in use do."""
+
 _DESCRIPTOR = solo_pb2.DESCRIPTOR.services_by_name["SoloKernel"]
 _MESSAGE_CHARACTERS = 1024
 _DETAILS_BYTES = 4096
@@ -170,8 +177,10 @@ def _stream(
             caller = _caller(operation, context)
             items = admitted_stream(kernel, operation, caller, request_plan(message))
             hello = asyncio.create_task(_greet(context))
-            async for item in items:
-                await context.write(response_plan(item))
+            async for batch in items:
+                for item in batch:
+                    await kernel.store.pacer.turn(_MESSAGE_S)
+                    await context.write(response_plan(item))
         except SoloError as error:
             await _abort(context, error)
         except asyncio.CancelledError:
@@ -292,11 +301,19 @@ class GrpcGateway:
             SoloError: the address can't be listened on.
         """
         get = self._kernel.config.get
+        heartbeat_ms = int(get("solo.heartbeat_seconds")) * 1000
         server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", int(get("limits.max_request_bytes"))),
                 ("grpc.max_send_message_length", int(get("limits.max_result_bytes")) + _SLACK_BYTES),
                 ("grpc.so_reuseport", 0),
+                # Heartbeats are HTTP/2's own: a client that answers none is gone, and what it held is free.
+                ("grpc.keepalive_time_ms", heartbeat_ms),
+                ("grpc.keepalive_timeout_ms", 2 * heartbeat_ms),
+                ("grpc.http2.ping_timeout_ms", 2 * heartbeat_ms),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_pings_without_data", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", _PINGS_S_MIN * 1000),
             )
         )
         server.add_generic_rpc_handlers(

@@ -8,7 +8,7 @@ then costs a walk of the tree, one struct, the shedder and the handler.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 _Scope = MutableMapping[str, Any]
 _Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-HEARTBEAT_S = 15.0
+EVENT_S = 10e-6
+"""What an event costs to encode and send; for its share of a flood (store/pacing.py, bench/watch.py)."""
+
+_TOGETHER_BYTES = 32 * 1024
 
 _TENANT = TENANT_HEADER.encode()
 _encode = msgspec.json.Encoder().encode
@@ -118,15 +121,16 @@ class _Rows:
     async def _stream(self, row: Row, caller: Any, request: Any, send: _Send) -> None:
         """Server-sent events, until the stream ends or the client goes."""
         items = admitted_stream(self._kernel, row.operation, caller, request)
-        stream = _EventStream(send)
+        stream = _EventStream(send, self._kernel.config.get("solo.heartbeat_seconds"))
         beat = asyncio.create_task(stream.keep_alive())
         task = asyncio.current_task()
         assert task is not None
         self._application.streams.add(task)
         name = row.http.event
         try:
-            async for item in items:
-                await stream.write(item, name)
+            async for batch in items:
+                await self._kernel.store.pacer.turn(len(batch) * EVENT_S)
+                await stream.write(batch, name)
         except SoloError as error:
             if not stream.opened:
                 raise
@@ -150,26 +154,35 @@ class _EventStream:
         (b"x-accel-buffering", b"no"),
     )
 
-    def __init__(self, send: _Send) -> None:
+    def __init__(self, send: _Send, heartbeat_s: float) -> None:
         self._send = send
+        self._heartbeat_s = heartbeat_s
         self._opening = asyncio.Lock()
         self.opened = False
 
     async def keep_alive(self) -> None:
-        """Tell the client soon that it is connected, and every 15 seconds that it still is."""
+        """Tell the client soon that it is connected, and every heartbeat that it still is."""
         await asyncio.sleep(FIRST_BYTES_S)
         await self._open()
         while True:
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(self._heartbeat_s)
             await self._body(b": heartbeat\n\n")
 
-    async def write(self, item: Any, event_field: str) -> None:
-        """One item. Newlines can only stand between JSON tokens, where a space says the same."""
+    async def write(self, items: Sequence[Any], event_field: str) -> None:
+        """Some items, together where they are small. Newlines can only stand between JSON tokens, where a space says
+        the same."""
         if not self.opened:
             await self._open()
-        data = _encode(item).replace(b"\n", b" ").replace(b"\r", b" ")
-        event = getattr(item, event_field).encode()
-        await self._body(b"id: %d\nevent: %b\ndata: %b\n\n" % (item.id, event, data))
+        parts, size = [], 0
+        for item in items:
+            data = _encode(item).replace(b"\n", b" ").replace(b"\r", b" ")
+            parts.append(b"id: %d\nevent: %b\ndata: %b\n\n" % (item.id, getattr(item, event_field).encode(), data))
+            size += len(data)
+            if size >= _TOGETHER_BYTES:
+                await self._body(b"".join(parts))
+                parts, size = [], 0
+        if parts:
+            await self._body(b"".join(parts))
 
     async def fail(self, error: SoloError) -> None:
         """The status is already sent: the error is an event."""

@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from solo_fast._ext.registry import Directory, Registration
-from solo_fast.config import Config, Values
+from solo_fast.config import NETWORKS, Config, Values
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, NotFound, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, NotFound, PermissionDenied, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.operations import versions, views
@@ -37,6 +37,8 @@ NAME_CHARACTERS_MAX = 128
 
 T = TypeVar("T")
 Found = list[m.DiscoveredService]
+Events = list[m.EventView]
+Lines = list[m.LogEntry]
 
 
 class KernelView(Protocol):
@@ -48,7 +50,7 @@ class KernelView(Protocol):
 
 
 class Operations:
-    """The handlers. Each is `async (caller, request) -> response`; watch and logs are async iterators.
+    """The handlers. Each is `async (caller, request) -> response`; watch and logs iterate over lists of responses.
 
     A handler raises only errors of solo_fast.domain.errors. What changes state runs to its end once it has begun,
     even when its caller goes away: nothing is half done.
@@ -127,7 +129,7 @@ class Operations:
     async def status(self, caller: Caller, request: m.StatusRequest) -> m.StatusResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
         recent = await self._store.recent(caller.tenant, request.service_id, RECENT_EVENTS)
-        return views.status(service, recent)
+        return views.status(service, recent, self._supervisor.layers)
 
     async def list(self, caller: Caller, request: m.ListRequest) -> m.ListResponse:
         everything = self._supervisor.services.of_tenant(caller.tenant)
@@ -154,7 +156,7 @@ class Operations:
         )
 
     async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> float:
-        def leaving(killed: Event) -> list[Event]:
+        def leaving(killed: Event) -> Sequence[Event]:
             gone = self._directory.remove_service(tenant, service_id)
             return [_unregistered(registration, "killed", killed) for registration in gone]
 
@@ -212,7 +214,9 @@ class Operations:
 
     # -- events and logs -----------------------------------------------------------------------------------------
 
-    async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[m.EventView]:
+    async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[Events]:
+        _check_local(caller)
+        _check_filter(request.service_id)
         with self._watching(caller.tenant):
             events = _mapped(
                 views.event_view,
@@ -227,26 +231,28 @@ class Operations:
             if request.include_logs:
                 lines = self._logs.follow(caller.tenant, request.service_id, tail=0)
                 sources.append(_mapped(views.log_event, lines))
-            async for item in merge(sources):
-                yield item
+            async for items in merge(sources):
+                yield items
 
     async def events(self, caller: Caller, request: m.ListEventsRequest) -> m.ListEventsResponse:
+        _check_local(caller)
+        _check_filter(request.service_id)
         page = await self._store.page(
             caller.tenant, request.since_id, request.limit, request.service_id, request.event_types
         )
         next_id = page[-1].id if page else request.since_id
         return m.ListEventsResponse(events=[views.event_view(event) for event in page], next=next_id)
 
-    async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[m.LogEntry]:
+    async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[Lines]:
+        _check_filter(request.service_id)
         if not request.follow:
             lines = await self._logs.tail(caller.tenant, request.service_id, request.tail or 1000, request.since_id)
-            for line in lines:
-                yield views.log_entry(line)
+            yield [views.log_entry(line) for line in lines]
             return
         with self._watching(caller.tenant):
             follow = self._logs.follow(caller.tenant, request.service_id, request.since_id, request.tail)
-            async for line in follow:
-                yield views.log_entry(line)
+            async for entries in _mapped(views.log_entry, follow):
+                yield entries
 
     def _watching(self, tenant: str) -> _Seat:
         limit = self.config.for_tenant(tenant).get("limits.watchers_per_tenant")
@@ -354,23 +360,39 @@ class _Seat:
             del self._taken[self._tenant]
 
 
-async def _mapped(view: Callable[[Any], T], items: AsyncIterator[Any]) -> AsyncIterator[T]:
+async def _mapped(view: Callable[[Any], T], batches: AsyncIterator[list[Any]]) -> AsyncIterator[list[T]]:
     try:
-        async for item in items:
-            yield view(item)
+        async for items in batches:
+            yield [view(item) for item in items]
     finally:
-        await items.aclose()  # type: ignore[attr-defined]
+        await batches.aclose()  # type: ignore[attr-defined]
+
+
+def _check_local(caller: Caller) -> None:
+    """The system's own events are for whoever runs the kernel."""
+    if not caller.tenant and not caller.is_local:
+        raise PermissionDenied("the system's own events are shown on loopback only; name a tenant to see its events")
 
 
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     """The deploy's own limits over the tenant's, which are over the kernel's."""
 
-    def pick(name: str) -> int:
-        own = getattr(asked, name)
-        value: int = config.get(f"service.{name}") if own is None else own
-        return value
+    def pick(name: str) -> Any:
+        own = getattr(asked, name, None)
+        return config.get(f"service.{name}") if own is None else own
 
-    return Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+    limits = Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+    ceiling = config.get("security.network_ceiling")
+    if NETWORKS.index(limits.network) > NETWORKS.index(ceiling):
+        raise PermissionDenied(
+            f"network {limits.network!r} is more than a deploy may ask for; security.network_ceiling is {ceiling!r}"
+        )
+    return limits
+
+
+def _check_filter(service_id: str) -> None:
+    if service_id:  # else: of every service; an id that can't be one would be waited for in vain
+        check_id("service_id", service_id)
 
 
 def _check_name(field: str, name: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,3 +20,14 @@ class Caller:
     tenant: str = ""
     service_id: str = ""
     peer: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the client is on this host: it came over loopback, a unix socket, or a service's own link."""
+        if not self.peer or self.peer.startswith("unix:"):
+            return True
+        host = unquote(self.peer).removeprefix("ipv4:").removeprefix("ipv6:").rpartition(":")[0].strip("[]")
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False

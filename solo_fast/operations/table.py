@@ -57,10 +57,10 @@ class Operation:
     Attributes:
         name: also the name of the handler on `Operations`.
         permission: that the caller needs; "" for none.
-        needs_tenant: whether a caller without a tenant is refused.
+        needs_tenant: whether a caller without a tenant is refused; of events, one without gets the system's.
         rpc: method of solo.v1.SoloKernel; "" where another gRPC service has it.
         http: None where REST has its own page for it.
-        streams: the handler is an async iterator of `response`.
+        streams: the handler is an async iterator of lists of `response`.
         grpc_names: protobuf field -> request field, where they differ.
         grpc_values: response fields whose gRPC value is fixed by the wire's history.
         deadline: request field (milliseconds) that the deadline of the RPC itself bounds.
@@ -114,10 +114,10 @@ TABLE: tuple[Operation, ...] = (
     Operation("check", "Compile source and report its methods, without running it.", "service:deploy", _R,
               m.CheckRequest, m.CheckResponse, rpc="Check", http=Http("POST", "/check", body="json")),
     Operation("watch", "Events as they happen.", "event:read", _S, m.WatchRequest, m.EventView,
-              rpc="Watch", streams=True,
+              rpc="Watch", streams=True, needs_tenant=False,
               http=Http("GET", "/events", headers={"last-event-id": "since_id"}, event="event_type")),
     Operation("events", "Stored events, by page.", "event:read", _R, m.ListEventsRequest, m.ListEventsResponse,
-              rpc="ListEvents", http=Http("GET", "/events", when={"format": "json"})),
+              rpc="ListEvents", http=Http("GET", "/events", when={"format": "json"}), needs_tenant=False),
     Operation("logs", "What services printed and logged.", "log:read", _S, m.LogsRequest, m.LogEntry,
               rpc="Logs", streams=True,
               http=Http("GET", "/logs", headers={"last-event-id": "since_id"}, event="stream")),

@@ -11,6 +11,7 @@ from msgspec import Raw
 from solo_fast._ext.registry import Registration, Services
 from solo_fast.domain import messages as m
 from solo_fast.domain.events import Event
+from solo_fast.domain.layers import LayerReport, holding
 from solo_fast.runtime.service import Service
 from solo_fast.store.lines import LogLine
 
@@ -58,7 +59,7 @@ def service_entry(service: Service) -> m.ServiceEntry:
     )
 
 
-def status(service: Service, recent: Iterable[Event]) -> m.StatusResponse:
+def status(service: Service, recent: Iterable[Event], layers: dict[str, LayerReport]) -> m.StatusResponse:
     figures = service.figures()
     return m.StatusResponse(
         service_id=service.spec.service_id,
@@ -74,6 +75,8 @@ def status(service: Service, recent: Iterable[Event]) -> m.StatusResponse:
         version=service.spec.version.number,
         recent_events=[event_view(event) for event in recent],
         labels=service.spec.metadata,
+        network=service.spec.limits.network,
+        sandbox=holding(layers, service.spec.limits.network),
     )
 
 

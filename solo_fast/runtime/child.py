@@ -1,7 +1,8 @@
 """The service process, from the fork to its receive loop.
 
 A blank child is set up here before it knows what it will run: its own session, its own stdio, a clean environment,
-nothing inherited but its link and its lifeline. Then it waits for a LOAD (or CHECK) frame and becomes the service.
+nothing inherited but its link and its lifeline. Then it waits for a LOAD (or CHECK) frame, confines itself
+(runtime/sandbox.py) and becomes the service.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import orjson
 
 from solo_fast._ext import blank
-from solo_fast.runtime import contract, program
+from solo_fast.runtime import contract, program, sandbox
 from solo_fast.runtime.frames import (
     CODE_CHANGE,
     RESTORE,
@@ -31,11 +32,11 @@ from solo_fast.runtime.frames import (
 from solo_fast.runtime.handover import Custody, run_plainly
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
+from solo_fast.runtime.sandbox import LINK_FD
 from solo_fast.runtime.state import wait_for
 from solo_fast.service import Service
 
 _RESTORING = (RESTORE, RESTORE_IF_PERSISTENT)
-LINK_FD = 3  # where _ext/blank.pyx puts it
 
 
 def become_blank(
@@ -43,7 +44,7 @@ def become_blank(
 ) -> None:
     """Set the freshly forked process up, and never return."""
     try:
-        ordered = blank.settle(link_fd, stdout_fd, stderr_fd, lifeline_fd)
+        ordered = set_up(link_fd, stdout_fd, stderr_fd, lifeline_fd)
         for hooks in fork_hooks:
             os.register_at_fork(**hooks)
         _serve(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, LINK_FD), ordered=ordered)
@@ -52,6 +53,15 @@ def become_blank(
     except BaseException:
         sys.excepthook(*sys.exc_info())
     leave(1)
+
+
+def set_up(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> bool:
+    """All that needs no source: session, descriptors, lifeline, signals, and what the sandbox can prepare.
+
+    Returns:
+        whether an order has come on the link already.
+    """
+    return blank.settle(link_fd, stdout_fd, stderr_fd, lifeline_fd, *sandbox.prepare_blank())
 
 
 @dataclass(slots=True)
@@ -63,6 +73,7 @@ class Order:
     filename: str
     work_dir: str
     result_bytes_max: int
+    bounds: sandbox.Bounds
     source: str
     code: bytes
     program: dict[str, Any] | None = None
@@ -76,10 +87,18 @@ def _serve(sock: socket.socket, *, ordered: bool) -> None:
         rehearse()
     link.speak_for_this_process_only()
     kind, order = _next_order(link)
+    try:
+        _enter(order)
+        if order.program is not None:
+            blank.keep_lifeline()
+        sandbox.confine(order.bounds, order.work_dir)
+    except OSError as error:
+        message = f"the process can't be confined to its sandbox: {error}"
+        link.send(Kind.FAILED, 0, encode({"message": message, "diagnostics": []}))
+        leave(1)
     if kind == Kind.CHECK:
         link.send(Kind.REPORT, 0, encode(contract.report(order.source, order.filename)))
         leave(0)
-    _enter(order)
     if order.program is not None:
         _become_program(order, link, order.program)
     try:
@@ -99,16 +118,16 @@ def _next_order(link: Link) -> tuple[int, Order]:
         link.receive()
     kind, _, body = link.inbox.popleft()
     header, source, code = split_load(body)
-    return kind, Order(**orjson.loads(header), source=source.decode(), code=code)
+    fields = orjson.loads(header)
+    fields["bounds"] = sandbox.Bounds(**fields["bounds"])
+    return kind, Order(**fields, source=source.decode(), code=code)
 
 
 def _enter(order: Order) -> None:
     """Take the service's name, working directory and environment. The zygote's own environment has nothing else."""
-    comm = os.open("/proc/self/comm", os.O_WRONLY)
-    os.write(comm, f"{order.tenant}/{order.service_id}"[:15].encode())
-    os.close(comm)
-    os.chdir(order.work_dir)
-    os.environ["HOME"] = os.environ["TMPDIR"] = order.work_dir
+    sandbox.name_process(f"{order.tenant}/{order.service_id}"[:15].encode())
+    os.chdir(order.work_dir or "/")
+    os.environ["HOME"] = os.environ["TMPDIR"] = order.work_dir or "/"
     os.environ["SOLO_SERVICE_ID"] = order.service_id
     os.environ["SOLO_TENANT"] = order.tenant
     sys.argv = [order.filename]
@@ -117,7 +136,6 @@ def _enter(order: Order) -> None:
 def _become_program(order: Order, link: Link, wanted: dict[str, Any]) -> None:
     """Run an external binary in this process. Comes back never: it ends where that can't be done."""
     try:
-        blank.keep_lifeline()
         program.become(order.work_dir, order.filename, order.source, wanted)
     except OSError as error:
         message = f"{wanted['argv'][0]} can't be run: {error.strerror}"
@@ -250,13 +268,9 @@ def rehearse(*, hand_over: bool = False) -> None:
         hand_over: also a hand-over, for the zygote: in each blank it would cost 60 KB, which most services never need.
     """
     header = {
-        "tenant": "",
-        "service_id": "blank",
-        "filename": "blank.py",
-        "work_dir": "/",
-        "result_bytes_max": 100,
-        "state_bytes_max": 1000,
-    }
+        "tenant": "", "service_id": "blank", "filename": "blank.py", "work_dir": "", "result_bytes_max": 100,
+        "bounds": sandbox.Bounds(), "state_bytes_max": 1000,
+    }  # fmt: skip
     kernel_end, service_end = socket.socketpair()
     with kernel_end, service_end:
         kernel_end.sendall(frame(Kind.LOAD, 0, load_body(orjson.dumps(header), REHEARSAL, b"")))

@@ -44,6 +44,10 @@ class Program:
         return bool(self.port or self.socket)
 
 
+class UnreachableError(ServiceError):
+    """The program does not accept, or broke off: it may just be ending."""
+
+
 class Door:
     """The way to a program that speaks HTTP.
 
@@ -88,17 +92,17 @@ class Door:
         """POST the arguments to /METHOD; the answer's body as JSON text.
 
         Raises:
-            ServiceError: the program can't be reached, does not speak HTTP, or answers with an error status.
+            UnreachableError: it can't be reached, or does not speak HTTP. ServiceError: its status is an error's.
             PayloadTooLarge: its answer is over the limit.
         """
         try:
             reader, writer = await self._connect()
         except OSError as error:
-            raise ServiceError(f"the program does not accept on {self.address}: {error.strerror}") from None
+            raise UnreachableError(f"the program does not accept on {self.address}: {error.strerror}") from None
         try:
             status, headers, body = await self._exchange(reader, writer, method, arguments)
         except (OSError, h11.RemoteProtocolError) as error:
-            raise ServiceError(f"the program broke its answer off: {error}") from None
+            raise UnreachableError(f"the program broke its answer off: {error}") from None
         finally:
             writer.close()
         if status >= 400:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from solo_fast.domain.errors import InternalError
-from solo_fast.runtime.process import LinkLimits, Process
+from solo_fast.runtime.process import NOBODY, LinkLimits, Owner, Process, Source
 from solo_fast.runtime.zygote_client import ZygoteClient
 
 REFILL_AFTER_S = 0.005
@@ -21,6 +21,9 @@ class WarmPool:
 
     Args:
         size: how many to keep; 0 forks for each deploy.
+
+    Attributes:
+        paused: whether it is left as it is, because the cores have better to do.
     """
 
     def __init__(self, zygote: ZygoteClient, limits: LinkLimits, size: int) -> None:
@@ -31,9 +34,13 @@ class WarmPool:
         self._refilling: asyncio.Task[None] | None = None
         self._unclaimed: set[asyncio.Task[Process]] = set()  # forks whose taker went away
         self._closing = False
+        self.paused = False
 
-    async def take(self) -> Process:
+    async def take(self, source: Source | None = None, owner: Owner = NOBODY) -> Process:
         """A blank process, warm where there is one.
+
+        Args:
+            source: what it will `load` for `owner`. One that has to be forked begins with it at once.
 
         Raises:
             InternalError: none could be made.
@@ -42,7 +49,7 @@ class WarmPool:
             process = self._blanks.pop(0)
             if process.alive and not process.exited.done():
                 return process
-        forking = asyncio.get_running_loop().create_task(self._fork())
+        forking = asyncio.get_running_loop().create_task(self._fork(source, owner))
         try:
             return await asyncio.shield(forking)
         except asyncio.CancelledError:  # the service was killed while it restarted: the process is nobody's yet
@@ -55,30 +62,30 @@ class WarmPool:
         if forking.cancelled() or forking.exception() is not None:
             return
         process = forking.result()
-        if len(self._blanks) < self._size and not self._closing:
+        if process.owner is NOBODY and len(self._blanks) < self._size and not self._closing:
             self._blanks.append(process)
         else:
             process.kill()
 
-    async def _fork(self) -> Process:
+    async def _fork(self, source: Source | None = None, owner: Owner = NOBODY) -> Process:
         try:
             process = Process(self._zygote, self._limits)
-            await process.start()
+            await process.start(source, owner)
         except InternalError:  # the zygote may just have died: the next one gets one try
             process = Process(self._zygote, self._limits)
-            await process.start()
+            await process.start(source, owner)
         return process
 
     def refill(self) -> None:
         """Bring the pool back to its size, in the background."""
-        if self._refilling is None and not self._closing and len(self._blanks) < self._size:
+        if self._refilling is None and not self._closing and not self.paused and len(self._blanks) < self._size:
             self._refilling = asyncio.get_running_loop().create_task(self._refill())
 
     async def _refill(self) -> None:
         try:
             if self._blanks:
                 await asyncio.sleep(REFILL_AFTER_S)
-            while len(self._blanks) < self._size and not self._closing:
+            while len(self._blanks) < self._size and not self._closing and not self.paused:
                 self._blanks.append(await self._fork())
         except InternalError as error:
             log.error("the warm pool can't be filled: %s", error)

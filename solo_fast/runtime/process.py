@@ -15,13 +15,16 @@ import orjson
 
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
 from solo_fast.domain.messages import Stream
-from solo_fast.runtime.external import Door, Program
+from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.external import Door, Program, UnreachableError
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
 from solo_fast.runtime.mailbox import Message
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
+EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for, and its last frames
+LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
 KEPT_BYTES_MAX = 32 * 1024 * 1024  # arguments kept for a second sending, of one process
 
 log = logging.getLogger("solo.process")
@@ -39,9 +42,10 @@ class LinkLimits:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a process is to run.
+    """What a process is to run, and within what.
 
     Attributes:
+        work_dir: "" for none.
         code: the marshalled code object of this very source, or nothing yet.
         hand_over: what it does with the state of a former process: a word of runtime/frames.py, or nothing.
         state: that it is to be restored from.
@@ -52,6 +56,7 @@ class Source:
     filename: str
     text: bytes
     work_dir: str
+    bounds: Bounds
     code: bytes = b""
     program: Program | None = None
     hand_over: str = ""
@@ -168,13 +173,22 @@ class Process(asyncio.Protocol):
 
     # -- start ---------------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, source: Source | None = None, owner: Owner = NOBODY) -> None:
         """Have the zygote fork it.
+
+        Args:
+            source: what it is to `load` at once, for `owner`: the order waits on its link, and the child that finds it
+                there does not make itself a blank first.
 
         Raises:
             InternalError: no process could be made; nothing is left of the try.
         """
         ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        unsent = b""
+        if source is not None:
+            self.owner = owner
+            unsent = self._order_early(ours, source)
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -188,7 +202,6 @@ class Process(asyncio.Protocol):
             theirs.close()
             os.close(out_write)
             os.close(err_write)
-        ours.setblocking(False)
         pipes: tuple[tuple[Stream, Any], ...] = (
             ("stdout", os.fdopen(out_read, "rb", 0)),
             ("stderr", os.fdopen(err_read, "rb", 0)),
@@ -196,6 +209,8 @@ class Process(asyncio.Protocol):
         self._loop.add_reader(self.child.pidfd, self._exit_seen)
         try:
             await self._loop.create_unix_connection(lambda: self, sock=ours)
+            if unsent:
+                self._write(unsent)
             for stream, pipe in pipes:
                 reader = PipeReader(stream, self, self.limits.line_bytes)
                 await self._loop.connect_read_pipe(lambda made=reader: made, pipe)  # type: ignore[misc]
@@ -204,11 +219,15 @@ class Process(asyncio.Protocol):
             self.kill()  # its exit releases what it had got
             raise
 
+    def _order_early(self, sock: socket.socket, source: Source) -> bytes:
+        """Put the order into the link's buffer; what did not fit."""
+        self._loading = self._loop.create_future()
+        self._is_program = source.program is not None
+        order = self._order_frame(Kind.EXEC if self._is_program else Kind.LOAD, source)
+        return order[sock.send(order) :]
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its base class
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._link_closed.set()
 
     # -- output: the process is the sink of its own pipes, on behalf of whoever owns it --------------------------
 
@@ -274,22 +293,26 @@ class Process(asyncio.Protocol):
         finally:
             self.kill()
 
-    async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
-        self._loading = self._loop.create_future()
+    def _order_frame(self, kind: int, source: Source) -> bytes:
         header = {
             "tenant": source.tenant,
             "service_id": source.service_id,
             "filename": source.filename,
             "work_dir": source.work_dir,
             "result_bytes_max": self.limits.result_bytes,
+            "bounds": source.bounds,
             "state_bytes_max": self.limits.state_bytes,
             "hand_over": source.hand_over,
         }
         if source.program is not None:
             header["program"] = asdict(source.program)
-        self._write(frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code)))
-        if source.state:
-            self._write(frame(Kind.STATE, 0, source.state))
+        order = frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code))
+        return order + frame(Kind.STATE, 0, source.state) if source.state else order
+
+    async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
+        if self._loading is None:  # else it found the order on its link
+            self._loading = self._loop.create_future()
+            self._write(self._order_frame(kind, source))
         try:
             return await asyncio.wait_for(self._loading, timeout_s)
         except TimeoutError:
@@ -414,6 +437,9 @@ class Process(asyncio.Protocol):
             result = await door.post(method, arguments)
         except SoloError as failure:
             error = failure
+            if isinstance(failure, UnreachableError):
+                # It broke off and may just be dying: who calls next is to find it restarting, not on its way out.
+                await asyncio.wait([self.exited], timeout=EXIT_SECONDS_MAX)
         if self.pending.get(message_id) is None:  # a cast, whose failure nobody waits for
             self.pending.pop(message_id, None)
             if error is not None:
@@ -505,6 +531,15 @@ class Process(asyncio.Protocol):
             self._loading.set_exception(error)
         else:
             self._loading.set_result(value)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._link_closed.set()
+        if self.alive and self._exit_task is None and not self._is_program:  # its end is usually seen a moment later
+            self._loop.call_later(LINK_SECONDS_MAX, self._unlinked)
+
+    def _unlinked(self) -> None:
+        if self.alive and self._exit_task is None:
+            self._broken(FrameError("it closed it"))
 
     def _broken(self, error: FrameError) -> None:
         log.warning("pid %d broke its link: %s", self.pid, error)

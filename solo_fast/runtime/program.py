@@ -10,14 +10,14 @@ def become(work_dir: str, filename: str, text: str, program: dict[str, Any]) -> 
     """Replace this process by the program; returns only by raising.
 
     Args:
-        text: what is put into the work directory as `filename` beforehand, executable; "": nothing.
+        text: what is put into the work directory as `filename` beforehand; "": nothing.
         program: fields of `Program`.
 
     Raises:
         OSError: there is no such program, or it can't be executed.
     """
     if text:
-        fd = os.open(os.path.join(work_dir, filename), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o700)
+        fd = os.open(os.path.join(work_dir, filename), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(text)
     environment = {**os.environ, **program["env"]}

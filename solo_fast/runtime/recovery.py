@@ -20,8 +20,11 @@ from solo_fast.runtime.supervisor import Supervisor
 from solo_fast.store.desired import RegistrationRow, RemoveRegistration, ServiceRow
 from solo_fast.store.eventstore import EventStore
 
-AT_ONCE = 32
+AT_ONCE = 64
 """Services that come up side by side: enough to keep the zygote and the cores busy, few enough that each is quick."""
+
+PATIENCE = 4
+"""How many times its startup timeout a service gets, because so many share the cores."""
 
 log = logging.getLogger("solo.recovery")
 
@@ -77,11 +80,15 @@ class Recovery:
         async def one(service: Service) -> None:
             async with room:
                 try:
-                    self.failed += not await service.recover(cause)
+                    self.failed += not await service.recover(cause, PATIENCE)
                 finally:
                     self.finished += 1
 
-        outcomes = await asyncio.gather(*map(one, self._expected), return_exceptions=True)
+        self._supervisor.pause_pool(True)
+        try:
+            outcomes = await asyncio.gather(*map(one, self._expected), return_exceptions=True)
+        finally:
+            self._supervisor.pause_pool(False)
         for service, outcome in zip(self._expected, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 log.error("%s/%s: recovery went wrong", service.spec.tenant, service.spec.service_id, exc_info=outcome)

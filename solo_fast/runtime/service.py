@@ -12,22 +12,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from solo_fast.domain.errors import (
-    DeadlineExceeded,
-    NotFound,
-    ServiceError,
-    SoloError,
-    TenantOverloaded,
-)
+from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, ShuttingDown, SoloError, TenantOverloaded
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, ServiceState, Stream
+from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.external import Program
 from solo_fast.runtime.frames import RESTORE, Kind
 from solo_fast.runtime.keepsake import Keepsake
 from solo_fast.runtime.mailbox import Mailbox, Message
 from solo_fast.runtime.process import Description, Ending, Owner, Process, Source, deploy_failed
+from solo_fast.runtime.rooms import Room
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -45,6 +41,11 @@ class Limits:
     shutdown_timeout_ms: int
     mailbox_limit: int
     max_in_flight: int
+    max_memory_bytes: int
+    max_processes: int
+    network: Network
+    max_open_files: int
+    max_file_bytes: int
 
 
 @dataclass(slots=True)
@@ -55,7 +56,21 @@ class Spec:
     service_id: str
     version: Version
     limits: Limits
-    work_dir: Path
+    room: Room
+
+    def bounds(self, closed_ports: tuple[int, ...]) -> Bounds:
+        """What its processes are confined to; `closed_ports`: those of this host that they may never connect to."""
+        limits = self.limits
+        return Bounds(
+            uid=self.room.uid,
+            network=limits.network,
+            closed_ports=closed_ports,
+            memory_bytes=limits.max_memory_bytes,
+            processes=limits.max_processes,
+            files=limits.max_open_files,
+            file_bytes=limits.max_file_bytes,
+            programs=self.version.format == "external_binary",
+        )
 
     @property
     def text(self) -> bytes:
@@ -97,7 +112,8 @@ class House(Protocol):
 
     checkpoints: CheckpointStore
 
-    async def new_process(self) -> Process: ...
+    async def new_process(self, source: Source, owner: Owner) -> Process: ...
+    async def own_ports(self) -> tuple[int, ...]: ...
     def refill(self) -> None: ...
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
@@ -119,7 +135,7 @@ class Service(Owner):
         restarts: how often its process was replaced after a crash.
         requests_pending: what it has asked of the kernel and is not answered yet.
         replacing: its successor is coming up.
-        coming: processes that load, or stand by, to take the place of the present one.
+        beside: processes that load or stand by to take the place of the present one, and those that end.
     """
 
     def __init__(self, spec: Spec, house: House) -> None:
@@ -134,13 +150,14 @@ class Service(Owner):
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self._process: Process | None = None
-        self.coming: set[Process] = set()
+        self.beside: set[Process] = set()
         self._mailbox = Mailbox()  # of what came while no process may take it
         self._restarting: asyncio.Task[None] | None = None
         self._probation: Probation | None = None
         self._carried = b""  # the state to go on from, once, in place of the checkpoint
         self._keeps_state = True
         self._ended = False
+        self._end_reason = ""
 
     @classmethod
     def recovered(cls, spec: Spec, house: House, row: ServiceRow) -> Service:
@@ -171,47 +188,57 @@ class Service(Owner):
 
     # -- coming up -----------------------------------------------------------------------------------------------
 
-    async def start(self, *, restore: bool = False) -> Description:
+    async def start(self, *, restore: bool = False, patience: int = 1) -> Description:
         """Bring a process up.
 
         Args:
             restore: go on from the state that a former process of this version left.
+            patience: how many times its startup timeout it may take.
 
         Raises:
-            DeployFailed: the source did not come up; no process is left.
+            DeployFailed: the source did not come up; no process is left. ShuttingDown: it was ended meanwhile.
             InternalError: no process could be made.
         """
         spec = self.spec
         state = b""
         if restore:
             state = self._carried or await self.house.checkpoints.newest(spec.tenant, spec.service_id)
-        process, described = await self.launch(spec, self, RESTORE if state else "", state)
+        process, described = await self.launch(spec, self, RESTORE if state else "", state, patience)
         self._carried = b""
         self._install(process, described)
         return described
 
     async def launch(
-        self, spec: Spec, owner: Owner, hand_over: str = "", state: bytes = b""
+        self, spec: Spec, owner: Owner, hand_over: str = "", state: bytes = b"", patience: int = 1
     ) -> tuple[Process, Description]:
-        """A process of `spec` that has come up, and is not in its place yet: it is among those that are `coming`.
+        """A process of `spec` that has come up, and is not in its place yet: it is among those `beside` the present.
 
         Args:
             hand_over: what it does with a state: a word of runtime/frames.py, or nothing.
 
         Raises:
-            DeployFailed, InternalError: as `start`.
+            DeployFailed, ShuttingDown, InternalError: as `start`.
         """
         code = self.house.code_for(spec.tenant, hashlib.sha256(spec.text).digest())
-        filename, work_dir = spec.version.filename, str(spec.work_dir)
+        closed_ports = () if spec.limits.network == "none" else await self.house.own_ports()
         source = Source(
-            spec.tenant, spec.service_id, filename, spec.text, work_dir, code, spec.program, hand_over, state
+            spec.tenant,
+            spec.service_id,
+            spec.version.filename,
+            spec.text,
+            str(spec.room.work_dir),
+            spec.bounds(closed_ports),
+            code,
+            spec.program,
+            hand_over,
+            state,
         )
-        process = await self.house.new_process()
-        self.coming.add(process)
+        process = await self.house.new_process(source, owner)
+        self.beside.add(process)
         try:
             if self._ended:
-                raise NotFound(f"{spec.service_id} was killed while it came up")
-            described = await process.load(source, owner, spec.limits.startup_timeout_ms / 1000)
+                raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
+            described = await process.load(source, owner, patience * spec.limits.startup_timeout_ms / 1000)
             if process.exited.done():
                 raise deploy_failed(f"the process {process.exited.result()} as soon as it had come up")
         except BaseException:
@@ -223,13 +250,27 @@ class Service(Owner):
 
     def drop(self, process: Process) -> None:
         """End a process that was to take the present one's place."""
-        self.coming.discard(process)
         process.stopping = True
         process.kill()
+        self._until_exit(process)
+
+    def _until_exit(self, process: Process) -> None:
+        """Count a process among those beside, until it is gone: its room is not free before."""
+        if not process.exited.done():
+            self.beside.add(process)
+            process.exited.add_done_callback(lambda _: self.beside.discard(process))
+        else:
+            self.beside.discard(process)
+
+    async def retire(self, former: Process, grace_s: float, successor: Process) -> None:
+        """End the process before the present one; the main() of the present one begins then."""
+        self._until_exit(former)
+        await former.stop("swapped", grace_s)
+        successor.tell(Kind.GO)
 
     def _install(self, process: Process, described: Description) -> None:
         process.owner = self
-        self.coming.discard(process)
+        self.beside.discard(process)
         self._process, self.described = process, described
         self._become("running")
 
@@ -463,13 +504,13 @@ class Service(Owner):
 
     # -- recovery ------------------------------------------------------------------------------------------------
 
-    async def recover(self, cause: Event) -> bool:
+    async def recover(self, cause: Event, patience: int) -> bool:
         """Bring a service of the desired state up; False when it did not come up, and is tried again like a crash."""
         if self._ended:  # killed or replaced before its turn came
             return True
         self._restarting = asyncio.current_task()
         try:
-            described = await self.start(restore=True)
+            described = await self.start(restore=True, patience=patience)
         except SoloError as error:
             payload = {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:RECENT_EVENTS]}
             failed = self._event("service_recovery_failed", payload, cause)
@@ -487,6 +528,12 @@ class Service(Owner):
     @property
     def mailbox_length(self) -> int:
         return (len(self._process.pending) if self._process else 0) + len(self._mailbox)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are messages that it will come to."""
+        coming = self._restarting is not None and not self._restarting.done()
+        return self.mailbox_length > 0 and (self.alive or coming)
 
     async def call(self, method: str, arguments: bytes, timeout_s: float) -> bytes:
         """The method's result as JSON text.
@@ -567,7 +614,7 @@ class Service(Owner):
     def _hold(self, kind: int, method: str, arguments: bytes) -> asyncio.Future[bytes]:
         """Keep a message until a process can take it: for the restart or the swap that is under way."""
         if self._ended:
-            raise self._killed()
+            raise self._gone()
         if self.state == "gave_up":
             raise self._gave_up()
         full = len(self._mailbox) >= self.spec.limits.mailbox_limit
@@ -584,7 +631,9 @@ class Service(Owner):
             f"{self.spec.service_id} is {self.state} and did not come up within {timeout_s * 1000:.0f} ms"
         )
 
-    def _killed(self) -> NotFound:
+    def _gone(self) -> SoloError:
+        if self._end_reason == "shutdown":
+            return ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
         return NotFound(f"{self.spec.service_id} was killed")
 
     def _gave_up(self) -> ServiceError:
@@ -616,15 +665,19 @@ class Service(Owner):
     async def end(self, reason: str, grace_s: float) -> None:
         """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once."""
         self._ended = True
+        self._end_reason = reason
         self._keeps_state = reason == "shutdown"
         await self._stop_restarting()
         self._end_probation()
-        self._mailbox.fail(self._killed)
-        for process in list(self.coming):
-            self.drop(process)
+        self._mailbox.fail(self._gone)
+        for process in list(self.beside):
+            if grace_s <= 0 or not process.stopping:
+                self.drop(process)
         if self._process is not None:
             self._fail_unbegun(self._process)
             await self._end_process(self._process, reason, grace_s)
+        if self.beside:
+            await asyncio.wait([process.exited for process in self.beside])
         if self._keeps_state:
             await self.house.checkpoints.flush(self.spec.tenant, self.spec.service_id)
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
 from solo_fast._ext.registry import Services
 from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, ShuttingDown, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
+from solo_fast.domain.layers import LayerReport
 from solo_fast.domain.messages import Format, Stream
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.checkpoints import CheckpointStore
-from solo_fast.runtime.frames import Kind
+from solo_fast.runtime.draining import end_all
 from solo_fast.runtime.pool import WarmPool
-from solo_fast.runtime.process import LinkLimits, Process, Source
+from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
+from solo_fast.runtime.rooms import Room, Rooms
 from solo_fast.runtime.service import Limits, Service, Spec
 from solo_fast.runtime.swap import Swaps
 from solo_fast.runtime.zygote_client import ZygoteClient
@@ -65,10 +66,10 @@ class CodeCache:
 
 
 class Supervisor:
-    """Owns every Service, the warm pool, and the services' work directories.
+    """Owns every Service, the warm pool, and the services' rooms.
 
     Args:
-        work_root: folder under which each service gets its own working directory.
+        rooms: where each service gets its own work directory and user id.
         handle_request: carries out what a service asks through `self.solo`.
     """
 
@@ -80,28 +81,41 @@ class Supervisor:
         logs: LogBook,
         link_limits: LinkLimits,
         warm_pool: int,
-        work_root: Path,
+        rooms: Rooms,
         handle_request: RequestHandler,
     ) -> None:
         self.services = Services()
+        self._own_ports: asyncio.Future[tuple[int, ...]] | None = None
         self._store = store
         self._logs = logs
+        self._zygote = zygote
         self._pool = WarmPool(zygote, link_limits, warm_pool)
-        self.work_root = work_root
+        self._rooms = rooms
+        self.scratch = rooms.root
         self.checkpoints = CheckpointStore(store)
         self.swaps = Swaps(self, store)
         self._handle_request = handle_request
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
-        self._work_dirs = 0
         self._versions_before: dict[tuple[str, str], int] = {}  # of what a start without recovery left alone
+        self._coming_up: set[Service] = set()
         self._closing = False
+        self._hurried = False
 
     def start(self) -> None:
-        shutil.rmtree(self.work_root, ignore_errors=True)  # of a kernel that was killed
-        self.work_root.mkdir(mode=0o700)
+        """Fill the pool; the zygote is ready."""
+        self._rooms.gives_uids = self._zygote.layers["uid"].holds
         self._pool.refill()
+
+    @property
+    def layers(self) -> dict[str, LayerReport]:
+        """What the zygote found of each layer of the sandbox."""
+        return self._zygote.layers
+
+    def tidy(self) -> None:
+        """Remove what a killed kernel has left, in the background: a thousand directories take half a second."""
+        self.in_background(asyncio.to_thread(self._rooms.tidy))
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
 
@@ -129,8 +143,7 @@ class Supervisor:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
             TenantOverloaded: the tenant has its limit of services.
         """
-        if self._closing:
-            raise ShuttingDown("the kernel is shutting down and takes no deploys")
+        self.check_open()
         former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
@@ -142,8 +155,8 @@ class Supervisor:
             former.spec.version.number if former is not None else self._versions_before.get((tenant, service_id), 0)
         )
         version = Version(number + 1, time.time_ns() // 1_000_000, "deploy", format, filename, text, settings)
-        work_dir = former.spec.work_dir if former is not None else self._new_work_dir(tenant, service_id)
-        service = Service(Spec(tenant, service_id, version, limits, work_dir), self)
+        room = former.spec.room if former is not None else self._rooms.take(tenant, service_id)
+        service = Service(Spec(tenant, service_id, version, limits, room), self)
         if former is not None:
             service.created_at = former.created_at
             former.replacing = True
@@ -154,7 +167,7 @@ class Supervisor:
         except BaseException:
             if former is None:
                 self.services.remove(tenant, service_id)
-                self._remove_work_dir(work_dir)
+                self._release(room)
             raise
         finally:
             if former is not None:
@@ -162,6 +175,11 @@ class Supervisor:
         if former is not None:
             await self._take_over(former, service)
         return service
+
+    def check_open(self) -> None:
+        """Raises ShuttingDown where the time of deploys is over."""
+        if self._closing:
+            raise ShuttingDown("the kernel is shutting down; deploy it when it is back", retry_after_ms=1000)
 
     async def _take_over(self, former: Service, service: Service) -> None:
         spec = service.spec
@@ -171,7 +189,7 @@ class Supervisor:
         late = self.checkpoints.forget(spec.tenant, spec.service_id)  # one that came after the commit
         if late:
             self.note(changes=late)
-        self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
+        self.in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
 
     async def _check_still_there(self, service: Service, former: Service) -> None:
         spec = service.spec
@@ -182,12 +200,19 @@ class Supervisor:
 
     async def _come_up(self, service: Service, former: Service | None) -> None:
         spec, replaced = service.spec, former is not None
+        self._coming_up.add(service)
         try:
             described = await service.start()
         except DeployFailed as error:
+            self.check_open()
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
             await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
+        finally:
+            self._coming_up.discard(service)
+        if self._closing:
+            await service.end("shutdown", 0)
+            self.check_open()
         deployed = {
             "version": spec.version.number,
             "kind": described.kind,
@@ -227,25 +252,16 @@ class Supervisor:
         grace_s = service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s
         grace_s = 0.0 if force else grace_s
         self.services.remove(tenant, service_id)
-        self._in_background(self._end(service, grace_s))
+        self.in_background(self._end(service, grace_s))
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
         killed = Event.new(tenant, "service_killed", service_id, payload)
         self.checkpoints.killed(tenant, service_id)
         await self._store.record(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
         return grace_s
 
-    def retire(self, former: Process, grace_s: float, successor: Process) -> None:
-        """End a process in the background whose successor serves already; the successor's main() begins then."""
-        self._in_background(self._retire(former, grace_s, successor))
-
-    @staticmethod
-    async def _retire(former: Process, grace_s: float, successor: Process) -> None:
-        await former.stop("swapped", grace_s)
-        successor.tell(Kind.GO)
-
     async def _end(self, service: Service, grace_s: float) -> None:
         await service.end("killed", grace_s)
-        self._remove_work_dir(service.spec.work_dir)
+        self._release(service.spec.room)
 
     def find(self, tenant: str, service_id: str) -> Service:
         """The service of that id.
@@ -263,8 +279,8 @@ class Supervisor:
 
     def expect(self, row: ServiceRow, limits: Limits) -> Service:
         """Enter a service of the desired state: it has its place, and its mailbox waits until it is recovered."""
-        work_dir = self._new_work_dir(row.tenant, row.service_id)
-        service = Service.recovered(Spec(row.tenant, row.service_id, row.version, limits, work_dir), self, row)
+        room = self._rooms.take(row.tenant, row.service_id)
+        service = Service.recovered(Spec(row.tenant, row.service_id, row.version, limits, room), self, row)
         self.services.put(row.tenant, row.service_id, service)
         return service
 
@@ -275,18 +291,37 @@ class Supervisor:
     async def check(self, filename: str, text: bytes) -> dict[str, Any]:
         """Compile source and report its methods in a process of its own, which runs nothing of it."""
         process = await self._pool.take()
-        source = Source("", "", filename, text, "/")
+        uid = self._rooms.take_uid()
         try:
-            return await process.check(source, CHECK_SECONDS)
+            return await process.check(Source("", "", filename, text, "", Bounds(uid=uid)), CHECK_SECONDS)
         finally:
+            self._rooms.release_uid(uid)
             self._pool.refill()
 
     # -- the house of its services -------------------------------------------------------------------------------
 
-    async def new_process(self) -> Process:
-        return await self._pool.take()
+    def opened(self, ports: tuple[int, ...]) -> None:
+        """The kernel's own ports are known: no service may reach them, whatever its network."""
+        self._ports().set_result(ports)
+
+    def _ports(self) -> asyncio.Future[tuple[int, ...]]:
+        if self._own_ports is None:
+            self._own_ports = asyncio.get_running_loop().create_future()
+        return self._own_ports
+
+    async def own_ports(self) -> tuple[int, ...]:
+        """The kernel's own ports, once its gateways have opened them."""
+        return await asyncio.shield(self._ports())
+
+    async def new_process(self, source: Source, owner: Owner) -> Process:
+        return await self._pool.take(source, owner)
 
     def refill(self) -> None:
+        self._pool.refill()
+
+    def pause_pool(self, paused: bool) -> None:
+        """Let no blanks be made while a recovery needs the cores; what it starts begins with its source at once."""
+        self._pool.paused = paused
         self._pool.refill()
 
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None:
@@ -313,44 +348,37 @@ class Supervisor:
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
-    # -- work directories ----------------------------------------------------------------------------------------
-
-    def _new_work_dir(self, tenant: str, service_id: str) -> Path:
-        """A fresh one each time, so that a service that is still ending never shares it with its successor."""
-        self._work_dirs += 1
-        path = self.work_root / f"{tenant}.{service_id}.{self._work_dirs}"[-200:]
-        path.mkdir(mode=0o700)
-        return path
-
-    def _remove_work_dir(self, path: Path) -> None:
-        self._in_background(asyncio.to_thread(shutil.rmtree, path, ignore_errors=True))
+    def _release(self, room: Room) -> None:
+        self.in_background(asyncio.to_thread(self._rooms.release, room))
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
 
     def kill_all(self) -> None:
         """SIGKILL to every process, for a shutdown that can't wait."""
+        self._hurried = True
         for service in self.services.all():
-            if service.process is not None:
-                service.process.stopping = True
-                service.process.kill()
+            for process in (service.process, *service.beside):
+                if process is not None:
+                    process.stopping = True
+                    process.kill()
 
     async def close(self, grace_s: float | None) -> None:
-        """End every service, each within its own grace period or `grace_s`, and the pool."""
+        """Let calls in flight finish, then end every service and the pool.
+
+        Args:
+            grace_s: for both together, seconds; None: each service's own.
+        """
         self._closing = True
-        ends = [
-            service.end("shutdown", service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s)
-            for service in self.services.all()
-        ]
-        await asyncio.gather(*ends)
+        await end_all([*{*self.services.all(), *self._coming_up}], grace_s, lambda: self._hurried)
         for request in list(self._requests):
             request.cancel()
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
         await self.checkpoints.close()
-        shutil.rmtree(self.work_root, ignore_errors=True)
+        await asyncio.to_thread(self._rooms.remove)

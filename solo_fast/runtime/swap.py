@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,11 +36,12 @@ METHODS_MAX = 100
 class Floor(Protocol):
     """What swaps need of the supervisor."""
 
-    work_root: Path
+    scratch: Path
     checkpoints: CheckpointStore
 
     async def check(self, filename: str, text: bytes) -> dict[str, Any]: ...
-    def retire(self, former: Process, grace_s: float, successor: Process) -> None: ...
+    def check_open(self) -> None: ...
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ class Swaps:
             AlreadyExists: it is being replaced already. DeployFailed: the new version did not come up, or the state
             could not be handed over: the old one goes on. NotFound: it was killed meanwhile.
         """
+        self._floor.check_open()
         if service.replacing or service.state == "starting":
             raise AlreadyExists(
                 f"{service.spec.service_id} is just being replaced by somebody else; try again when that is done"
@@ -278,8 +281,8 @@ class Swaps:
         """The old process goes; from here the new one alone can be taken back, for a while."""
         if outcome.former is not None:
             grace_s = former.limits.shutdown_timeout_ms / 1000
-            self._floor.retire(outcome.former, grace_s, outcome.process)
-        service.watch(outcome.probation, window_ms / 1000, self._floor.work_root)
+            self._floor.in_background(service.retire(outcome.former, grace_s, outcome.process))
+        service.watch(outcome.probation, window_ms / 1000, self._floor.scratch)
 
     # -- versions ------------------------------------------------------------------------------------------------
 

@@ -5,22 +5,28 @@ them, imports what services need once, freezes it, and then only forks, in a loo
 (solo_fast/_ext/forker.pyx). It speaks with the kernel over one SEQPACKET socket, a small struct a packet and
 descriptors beside it:
 
-    kernel -> zygote   FORK n, with the child's link, stdout and stderr; ADOPT pid, with a pidfd, of a former zygote's
+    kernel -> zygote   first of all what services are confined to, as JSON (runtime/sandbox.py);
+                       FORK n, with the child's link, stdout and stderr; ADOPT pid, with a pidfd, of a former zygote's
                        service; FORGET pid, one that ended
-    zygote -> kernel   READY; FORKED n pid, with a pidfd; FAILED n errno; EXITED pid with its wait status
+    zygote -> kernel   first of all which layers of the sandbox hold, as JSON;
+                       READY; FORKED n pid, with a pidfd; FAILED n errno; EXITED pid with its wait status
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from solo_fast._ext import forker
+from solo_fast.runtime import sandbox
 from solo_fast.runtime.subreaper import become_subreaper
 
 _fork_hooks: list[dict[str, Callable[[], Any]]] = []
@@ -43,6 +49,7 @@ def _import_for_children() -> Any:
 
 child = _import_for_children()
 
+SETTINGS_BYTES_MAX = 65536
 REHEARSALS = 16  # CPython 3.11 specialises a function's code after eight runs
 
 
@@ -67,13 +74,19 @@ def main(control_fd: int, lifeline_fd: int) -> None:
         binary.complete()
     for _ in range(REHEARSALS):
         child.rehearse(hand_over=True)
-    _name("solo-zygote")
+    sandbox.name_process(b"solo-zygote")
+    _prepare_sandbox(control_fd, lifeline_fd)
     gc.collect()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)  # joins free chunks: in a child, that would write to each of them
     child.become_blank(*forker.serve(control_fd), lifeline_fd, _fork_hooks)
 
 
-def _name(name: str) -> None:
-    with open("/proc/self/comm", "w") as comm:
-        comm.write(name)
+def _prepare_sandbox(control_fd: int, lifeline_fd: int) -> None:
+    with socket.socket(fileno=os.dup(control_fd)) as control:
+        told = control.recv(SETTINGS_BYTES_MAX)
+        if not told:
+            sys.exit(0)  # the kernel is gone already
+        settings = sandbox.Settings(**json.loads(told))
+        reports = sandbox.prepare(settings, lambda *fds: child.set_up(*fds, lifeline_fd))
+        control.send(json.dumps([asdict(report) for report in reports.values()]).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -10,10 +11,12 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from solo_fast._ext import forker
 from solo_fast.domain.errors import InternalError
+from solo_fast.domain.layers import LayerReport
+from solo_fast.runtime.bounds import Settings
 from solo_fast.runtime.reexec import zygote_command, zygote_environment
 from solo_fast.runtime.subreaper import become_subreaper, children
 
@@ -21,6 +24,7 @@ ORDER = struct.Struct(forker.ORDER)
 ANSWER = struct.Struct(forker.ANSWER)
 START_SECONDS_MAX = 30.0
 STATUS_SECONDS_MAX = 1.0
+REPORT_BYTES_MAX = 65536
 RESTART_SECONDS = 0.2  # pause before another try when a zygote does not come up
 
 log = logging.getLogger("solo.zygote")
@@ -38,11 +42,17 @@ class ZygoteClient:
     """Owns the zygote process.
 
     Args:
+        settings: what it confines services to.
         on_restart: called after a dead zygote was replaced.
+
+    Attributes:
+        layers: what it found of each layer of the sandbox, once it is ready.
     """
 
-    def __init__(self, on_restart: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, on_restart: Callable[[], None]) -> None:
+        self._settings = settings
         self._on_restart = on_restart
+        self.layers: dict[str, LayerReport] = {}
         # The kernel alone holds the write end: its death, however it comes, is what the services' lifelines see.
         self._lifeline_read, self._lifeline_write = os.pipe2(os.O_CLOEXEC)
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,6 +92,7 @@ class ZygoteClient:
                 start_new_session=True,
                 cwd="/",
             )
+        ours.send(json.dumps(asdict(self._settings)).encode())
         ours.setblocking(False)
         self._control = ours
 
@@ -160,7 +171,7 @@ class ZygoteClient:
         assert self._control is not None
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self._control, ANSWER.size, 1)
+                data, fds, _, _ = socket.recv_fds(self._control, REPORT_BYTES_MAX, 1)
             except BlockingIOError:
                 return
             except OSError:
@@ -168,6 +179,10 @@ class ZygoteClient:
             if not data:
                 self._died()
                 return
+            if data.startswith(b"["):  # an answer starts with its number, of which there are few
+                reports = [LayerReport(**report) for report in json.loads(data)]
+                self.layers = {report.layer: report for report in reports}
+                continue
             what, number, pid, status = ANSWER.unpack(data)
             self._note(what, number, pid, status, fds)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,14 +20,19 @@ from solo_fast.domain.events import Event
 from solo_fast.store import database
 from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
+from solo_fast.store.pacing import Pacer
 from solo_fast.store.writer import GENESIS, Commit, Writer, Written, chained
 
-PAGE = 500
+PAGE = 256  # events that a watcher reads from the store at once, fewer where they are large
+PAGE_BYTES = 256 * 1024
+EVENT_BYTES = 400  # what an event takes in memory beside its payload
+BATCH = 32  # events that are delivered at once
 RECENT_EVENTS = 10
 RECENT_SUBJECTS = 10_000
 LOG_BYTES_TOTAL = 256 * 1024 * 1024
 
 _COLUMNS = "id, timestamp_ms, tenant, event_type, subject, payload, causation_id"
+_PAYLOAD = 5
 
 T = TypeVar("T")
 
@@ -37,14 +42,21 @@ class EventStore:
 
     Attributes:
         ring: committed events, newest last.
+        pacer: gives those their turns who deliver events.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, ring_capacity: int, log_bytes: int) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, ring_capacity: int, ring_bytes: int, log_bytes: int
+    ) -> None:
         self.path = path
         self._connection = connection
         self.lines = LineTable(connection, log_bytes, LOG_BYTES_TOTAL)
         self._writer = Writer(connection, self.lines)
         self.ring = Ring(ring_capacity, self._writer.last_id + 1)
+        self._ring_bytes_max = ring_bytes
+        self._ring_bytes = 0
+        self._ring_sizes: deque[int] = deque()  # of what the ring holds
+        self.pacer = Pacer()
         self.on_lines_written: Callable[[list[LogLine]], None] = lambda lines: None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="solo-read")
         self._reader: sqlite3.Connection | None = None
@@ -52,13 +64,20 @@ class EventStore:
         self._closed = False
 
     @classmethod
-    def open(cls, path: Path, *, ring_capacity: int = 65_536, log_bytes_per_service: int = 4 << 20) -> EventStore:
+    def open(
+        cls,
+        path: Path,
+        *,
+        ring_capacity: int = 65_536,
+        ring_bytes: int = 64 << 20,
+        log_bytes_per_service: int = 4 << 20,
+    ) -> EventStore:
         """Open or make the database.
 
         Raises:
             StoreError: it can't be used; says why and what to do.
         """
-        return cls(path, database.connect(path), ring_capacity, log_bytes_per_service)
+        return cls(path, database.connect(path), ring_capacity, ring_bytes, log_bytes_per_service)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start writing; callbacks come in `loop`."""
@@ -97,9 +116,13 @@ class EventStore:
             for commit in written.commits:
                 for event in commit.events:
                     self.ring.append(event, event.tenant, event.subject)
+                    self._ring_sizes.append(len(event.payload) + EVENT_BYTES)
+                    self._ring_bytes += self._ring_sizes[-1]
                     self._remember(event)
+            self._bound_ring()
             if written.commits:
-                self.ring.wake()
+                self.pacer.committed(len(written.commits))
+                self.ring.wake(matching_only=True)
         for commit in written.commits:
             if commit.done is None or commit.done.done():
                 continue
@@ -109,6 +132,15 @@ class EventStore:
                 commit.done.set_exception(written.error)
         if written.lines:
             self.on_lines_written(written.lines)
+
+    def _bound_ring(self) -> None:
+        """Let go of what the ring has overwritten, and of its oldest where they are too large together."""
+        sizes, capacity = self._ring_sizes, self.ring.capacity
+        before = len(sizes)
+        while len(sizes) > capacity or self._ring_bytes > self._ring_bytes_max:
+            self._ring_bytes -= sizes.popleft()
+        if len(sizes) < before:
+            self.ring.drop(self.last_id - len(sizes))
 
     def _remember(self, event: Event) -> None:
         event.cause = None
@@ -141,8 +173,13 @@ class EventStore:
         subject: str = "",
         event_types: Sequence[str] = (),
         until_id: int | None = None,
+        bytes_max: int | None = None,
     ) -> list[Event]:
-        """Up to `limit` events of a tenant behind `since_id`, oldest first, that match every filter that is given."""
+        """Up to `limit` events of a tenant behind `since_id`, oldest first, that match every filter that is given.
+
+        Args:
+            bytes_max: no more than one beyond so many bytes of payload.
+        """
         conditions, values = ["tenant = ?", "id > ?"], [tenant, since_id]
         if subject:
             conditions.append("subject = ?")
@@ -154,8 +191,12 @@ class EventStore:
             conditions.append("id <= ?")
             values.append(until_id)
         sql = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"  # noqa: S608
-        rows = await self.read(lambda connection: connection.execute(sql, (*values, limit)).fetchall())
-        return [_event(row) for row in rows]
+
+        def rows(connection: sqlite3.Connection) -> list[Event]:
+            found = connection.execute(sql, (*values, limit))
+            return [_event(row) for row in (found if bytes_max is None else _within(found, bytes_max))]
+
+        return await self.read(rows)
 
     async def recent(self, tenant: str, subject: str, limit: int = RECENT_EVENTS) -> list[Event]:
         """The newest events of one service, newest last."""
@@ -164,8 +205,8 @@ class EventStore:
 
     async def watch(
         self, tenant: str, *, subject: str = "", event_types: Sequence[str] = (), since_id: int | None = None
-    ) -> AsyncIterator[Event]:
-        """Events behind `since_id` (None: from now on), then live; no gap, no duplicate.
+    ) -> AsyncIterator[list[Event]]:
+        """Events behind `since_id` (None: from now on), then live; no gap, no duplicate. A few at a time, as they come.
 
         A reader that lags costs nobody anything: what the ring no longer has is read from the store.
         """
@@ -174,28 +215,29 @@ class EventStore:
         try:
             while True:
                 try:
-                    events = cursor.read()
+                    events = cursor.read(BATCH)
                 except Overrun as lost:
-                    async for event in self._between(tenant, lost.first - 1, lost.last, subject, event_types):
-                        yield event
+                    async for events in self._between(tenant, lost.first - 1, lost.last, subject, event_types):
+                        yield events
                     continue
-                for event in events:
-                    if not wanted or event.event_type in wanted:
-                        yield event
                 if not events:
                     await cursor.wait()
+                elif wanted:
+                    events = [event for event in events if event.event_type in wanted]
+                if events:
+                    yield events
         finally:
             cursor.close()
 
     async def _between(
         self, tenant: str, since_id: int, until_id: int, subject: str, event_types: Sequence[str]
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncIterator[list[Event]]:
         while True:
-            events = await self.page(tenant, since_id, PAGE, subject, event_types, until_id)
-            for event in events:
-                yield event
-            if len(events) < PAGE:
+            events = await self.page(tenant, since_id, PAGE, subject, event_types, until_id, PAGE_BYTES)
+            if not events:
                 return
+            for start in range(0, len(events), BATCH):
+                yield events[start : start + BATCH]
             since_id = events[-1].id
 
     async def verify(self) -> int | None:
@@ -207,6 +249,7 @@ class EventStore:
     async def close(self) -> None:
         """Write what is left, and close everything."""
         self._closed = True
+        self.pacer.close()
         self._writer.finish()
         await self._loop.run_in_executor(None, self._writer.join)
         await asyncio.sleep(0)  # lets the writer's last call reach those who wait for it
@@ -217,6 +260,15 @@ class EventStore:
     def _close_reader(self) -> None:
         if self._reader is not None:
             self._reader.close()
+
+
+def _within(rows: Iterable[Sequence[Any]], bytes_max: int) -> Iterator[Sequence[Any]]:
+    size = 0
+    for row in rows:
+        yield row
+        size += len(row[_PAYLOAD])
+        if size > bytes_max:
+            return
 
 
 def _event(row: Sequence[Any]) -> Event:

@@ -15,7 +15,8 @@ from solo_fast.store.eventstore import EventStore
 from solo_fast.store.lines import LogLine
 
 SATURATED_BYTES = 8 * 1024 * 1024  # waiting for the disk
-PAGE = 500
+PAGE = 256
+BATCH = 32  # lines that are delivered at once
 
 
 class LogBook:
@@ -97,32 +98,33 @@ class LogBook:
 
     async def follow(
         self, tenant: str, service_id: str = "", since_id: int | None = None, tail: int = 100
-    ) -> AsyncIterator[LogLine]:
+    ) -> AsyncIterator[list[LogLine]]:
         """Past lines (those behind `since_id`, or the last `tail`), then new ones as they come; none twice."""
         cursor = self._ring.cursor(since_id, tenant, service_id or None)
         try:
             if since_id is None and tail:
-                for line in await self.tail(tenant, service_id, tail, until_id=cursor.position):
-                    yield line
+                yield await self.tail(tenant, service_id, tail, until_id=cursor.position)
             while True:
                 try:
-                    lines = cursor.read()
+                    lines = cursor.read(BATCH)
                 except Overrun as lost:
-                    async for line in self._between(tenant, service_id, lost.first - 1, lost.last):
-                        yield line
+                    async for lines in self._between(tenant, service_id, lost.first - 1, lost.last):
+                        yield lines
                     continue
-                for line in lines:
-                    yield line
-                if not lines:
+                if lines:
+                    yield lines
+                else:
                     await cursor.wait()
         finally:
             cursor.close()
 
-    async def _between(self, tenant: str, service_id: str, since_id: int, until_id: int) -> AsyncIterator[LogLine]:
+    async def _between(
+        self, tenant: str, service_id: str, since_id: int, until_id: int
+    ) -> AsyncIterator[list[LogLine]]:
         while True:
             lines = await self.tail(tenant, service_id, PAGE, since_id, until_id)
-            for line in lines:
-                yield line
+            for start in range(0, len(lines), BATCH):
+                yield lines[start : start + BATCH]
             if len(lines) < PAGE:
                 return
             since_id = lines[-1].id

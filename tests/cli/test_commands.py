@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from solo_fast.cli.options import DEFAULT_TENANT
+from tests.gateway.clients import ECHO, in_flight
+from tests.gateway.test_slots import half_a_call
 from tests.harness import ROOT, Server, command, environment, eventually
 
 COUNTER = ROOT / "examples" / "counter.py"
@@ -68,6 +74,7 @@ def test_json_has_the_keys_of_rest(deployed):
     assert answer("status", "--service-id", "counter", server=deployed)["service_id"] == "counter"
     assert answer("call", "counter", "increment", "--args", "[5]", server=deployed) == {"result": 5}
     assert answer("events", server=deployed).keys() == {"events", "next"}
+    assert answer("events", "--system", server=deployed)["events"][0]["event_type"] == "system_started"
     assert answer("health", server=deployed)["status"] == "healthy"
     expected = {"status", "version", "timestamp", "uptime_ms", "memory_mb", "process_count", "services", "events"}
     assert expected <= answer("metrics", server=deployed).keys()
@@ -272,6 +279,47 @@ def test_completion_completes_in_the_shell_itself(tmp_path, shell):
 
 def test_colour_only_on_a_terminal(deployed):
     assert "\x1b[" not in solo("status", "counter", server=deployed).stdout
+    for env, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        shown = on_a_terminal("status", "counter", SOLO_HTTP_PORT=str(deployed.http_port), **env)
+        assert "service_deployed" in shown
+        assert ("\x1b[" in shown) == coloured
+
+
+def on_a_terminal(*arguments: str, **env: str) -> str:
+    """What a command writes when its output is a terminal."""
+    plain = {name: value for name, value in environment(**env).items() if name != "NO_COLOR" or name in env}
+    ours, its = pty.openpty()
+    with subprocess.Popen([*command(), *arguments], env=plain, stdout=its, stderr=its, stdin=its) as process:
+        os.close(its)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+        os.close(ours)
+        assert process.wait(60) == 0
+    return shown.decode()
+
+
+def test_who_is_shed_has_an_exit_code_of_its_own(tmp_path):
+    config = tmp_path / "solo.toml"
+    config.write_text("[tenants.default_tenant]\nmax_per_tenant = 1\n")
+    with Server(tmp_path, "--config", str(config)) as limited:
+        limited.deploy("busy", ECHO, DEFAULT_TENANT)
+        with half_a_call(limited, "busy", DEFAULT_TENANT):
+            eventually(lambda: in_flight(limited) == 2, "the tenant's one slot is taken")
+            body = answer("list", server=limited, code=8)
+        assert (body["error"], body["details"]["reason"]) == ("overloaded", "tenant_in_flight")
+
+
+def test_metrics_for_people_tell_what_was_shed(tmp_path):
+    config = tmp_path / "solo.toml"
+    config.write_text("[tenants.acme]\nrate_per_tenant = 1\n")
+    with Server(tmp_path, "--config", str(config)) as limited:
+        while limited.request("GET", "/services")[0] != 429:
+            pass
+        shown = solo("metrics", server=limited).stdout
+        assert re.search(r"^SHED OF +CLASS +REASON +COUNT$", shown, re.MULTILINE)
+        assert re.search(r"^(acme|\*) +read +tenant_rate +\d+$", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

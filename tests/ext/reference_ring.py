@@ -12,6 +12,7 @@ class ReferenceRing:
     def __init__(self, capacity: int, first_id: int = 1) -> None:
         self.capacity = capacity
         self.first_id = first_id
+        self.dropped = first_id
         self.history: list[tuple[object, str, str]] = []
 
     @property
@@ -20,7 +21,10 @@ class ReferenceRing:
 
     @property
     def oldest_id(self) -> int:
-        return max(self.first_id, self.next_id - self.capacity)
+        return max(self.dropped, self.next_id - self.capacity)
+
+    def drop(self, until_id: int) -> None:
+        self.dropped = max(self.dropped, until_id + 1)
 
     def append(self, item: object, tenant: str, subject: str) -> int:
         self.history.append((item, tenant, subject))

@@ -76,6 +76,8 @@ def test_ring():
         ring.append(item, tenant if number % 2 else other, subject)
         if number % 100 == 99:
             read(number % 9 + 1)
+        if number % 150 == 149:
+            ring.drop(ring.next_id - 1 - number % 40)
         if number == ROUND - 1:  # every round ends with the same things in the ring
             read(ROUND)
             for at in range(64):

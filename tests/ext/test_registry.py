@@ -214,6 +214,17 @@ def test_more_filters_than_the_index_takes_at_once():
     assert directory.discover("t", "n", every | {"key64": "v"}) == []
 
 
+def test_leases_that_ran_out_together_come_in_the_order_of_their_ends():
+    clock = Clock(0.0)
+    directory = Directory(clock)
+    directory.register("renewed", "t", "s1", "n", "", {}, 5.5)
+    clock.now = 1.0
+    directory.heartbeat("t", "renewed")  # until 6.5
+    directory.register("later", "t", "s2", "n", "", {}, 5)  # until 6.0
+    clock.now = 7.0
+    assert [each.handle for each in directory.expire()] == ["later", "renewed"]
+
+
 def test_an_expired_registration_is_never_returned():
     clock = Clock(0.0)
     directory = Directory(clock)

@@ -50,6 +50,14 @@ class RingMachine(RuleBasedStateMachine):
             number = self.ring.append(item, fresh(tenant), fresh(subject))
             assert number == self.reference.append(item, tenant, subject)
 
+    @rule(back=st.integers(0, 70))
+    def drop(self, back):
+        until_id = self.ring.next_id - 1 - back
+        self.ring.drop(until_id)
+        self.reference.drop(until_id)
+        with pytest.raises(ValueError, match="newest"):
+            self.ring.drop(self.ring.next_id)
+
     @precondition(lambda self: len(self.cursors) < 8)
     @rule(
         back=st.none() | st.integers(-3, 70),

@@ -125,6 +125,33 @@ def test_a_flood_is_shed_with_advice_and_hurts_nobody_else(tmp_path: Any) -> Non
         settles(server, before)
 
 
+def test_a_kernel_at_its_own_limit_says_so_and_is_still_controlled(tmp_path: Any) -> None:
+    config = tmp_path / "solo.toml"
+    config.write_text("[limits]\nmax_total = 4\n")
+    tenants = [f"tenant-{number}" for number in range(4)]
+    with Server(tmp_path, "--config", str(config)) as server:
+        for tenant in (*tenants, "fifth"):
+            server.deploy("busy", ECHO, tenant)
+        clients = [half_a_call(server, "busy", tenant) for tenant in tenants]
+        eventually(lambda: in_flight(server) >= 4 + 1, "the kernel's slots are taken")
+        status, body, headers = server.request("GET", "/services/busy", tenant="fifth")
+        assert (status, body["error"], body["details"]["reason"]) == (503, "overloaded", "kernel_in_flight")
+        assert int(headers["retry-after"]) >= 1
+        assert "ratelimit" not in headers  # it is not the tenant's limit
+        with stub(server) as client:
+            with pytest.raises(grpc.RpcError) as caught:
+                client.Status(pb.StatusRequest(service_id="busy"), metadata=(("x-tenant-id", "fifth"),))
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            pushback = dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"]
+            assert retry_delay_ms(caught.value) == int(pushback) > 0
+        assert server.request("GET", "/health", tenant=None)[0] == 200
+        assert server.request("DELETE", "/services/busy?force", tenant="fifth")[0] == 202
+        for client_socket in clients:
+            client_socket.close()
+        settles(server, 1)
+        assert server.call("busy", "say", ["fine"], tenants[0]) == "fine"
+
+
 def test_streams_end_and_calls_are_answered_when_the_kernel_stops(own_server: Server) -> None:
     own_server.deploy("stopping", ECHO)
     with EventSource(own_server, "/events?service_id=nobody") as source:

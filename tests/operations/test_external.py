@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 
 from solo_fast.gateway.wire import solo_pb2, solo_pb2_grpc
 from tests.harness import ROOT, Server, command, environment, eventually, running
+
+PYTHON = os.path.realpath(sys.executable)  # outside of any virtual environment
+PROGRAM_PATHS = f"/usr,/bin,/sbin,/lib,/lib64,{sys.base_prefix}"
 
 HTTP = """
 import http.server, json, os, signal, socketserver, sys
@@ -49,6 +53,12 @@ else:
 """
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server"), SOLO_SECURITY_PROGRAM_PATHS=PROGRAM_PATHS) as running_server:
+        yield running_server
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,7 +72,7 @@ def deploy(server: Server, service_id: str, **fields: Any) -> tuple[int, Any]:
 
 
 def web(server: Server, service_id: str, **fields: Any) -> None:
-    app = {"socket": "http.sock", "argv": [sys.executable, "-S", "app.py"], "code": HTTP, "filename": "app.py"}
+    app = {"socket": "http.sock", "argv": [PYTHON, "-S", "app.py"], "code": HTTP, "filename": "app.py"}
     fields = {**app, **fields}
     status, answer = deploy(server, service_id, **fields)
     assert status == 201, answer
@@ -102,7 +112,7 @@ def test_it_is_restarted_and_killed_like_every_service(server: Server) -> None:
 
 
 def test_a_program_on_a_port(server: Server) -> None:
-    web(server, "ported", socket="", port=free_port())
+    web(server, "ported", socket="", port=free_port(), limits={"network": "loopback"})
     assert server.call("ported", "x")["path"] == "/x"
 
 
@@ -112,8 +122,8 @@ def test_a_program_without_a_door_runs_and_logs(server: Server) -> None:
     status, answer, _ = server.request("POST", "/services/sleeper/call/x")
     assert status == 404
     assert "port or socket" in answer["message"]
-    lines = eventually(lambda: server.request("GET", "/logs?service_id=sleeper&follow=false")[1], "its output is a log")
-    assert "hello from sh" in lines
+    logs = "/logs?service_id=sleeper&follow=false"
+    eventually(lambda: "hello from sh" in server.request("GET", logs)[1], "its output is a log")
 
 
 def test_what_does_not_start_is_a_failed_deploy(server: Server) -> None:
@@ -163,7 +173,7 @@ def test_over_grpc_and_the_command_line(server: Server) -> None:
         tenant = (("x-tenant-id", "acme"),)
         request = solo_pb2.DeployRequest(
             service_id="by-grpc", code=HTTP, filename="app.py", format=solo_pb2.EXTERNAL_BINARY, socket="s",
-            argv=[sys.executable, "-S", "app.py"], env={"COLOUR": "red"},
+            argv=[PYTHON, "-S", "app.py"], env={"COLOUR": "red"},
         )  # fmt: skip
         answer = stub.Deploy(request, metadata=tenant)
         assert answer.status == "ok", answer
@@ -174,7 +184,7 @@ def test_over_grpc_and_the_command_line(server: Server) -> None:
     address = ["--http-port", str(server.http_port), "--tenant", "acme"]
     deployed = subprocess.run(
         [*command(), "deploy", *address, "--exec", "--service-id", "by-cli", "--socket", "s", "--env", "COLOUR=green",
-         "--file", str(app), "--", sys.executable, "-S", "app.py"],
+         "--file", str(app), "--", PYTHON, "-S", "app.py"],
         env=environment(), cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert deployed.returncode == 0, deployed.stderr
@@ -182,7 +192,7 @@ def test_over_grpc_and_the_command_line(server: Server) -> None:
 
 
 def test_it_comes_back_after_kill_9_and_ends_with_the_kernel(tmp_path: Path) -> None:
-    with Server(tmp_path) as own:
+    with Server(tmp_path, SOLO_SECURITY_PROGRAM_PATHS=PROGRAM_PATHS) as own:
         web(own, "durable")
         before = own.call("durable", "x")["pid"]
         own.stop(signal.SIGKILL)

@@ -46,7 +46,7 @@ def holdings(server: Server) -> dict[str, int]:
         "descriptors": len(os.listdir(f"/proc/{server.pid}/fd")),
         "zygote descriptors": len(os.listdir(f"/proc/{zygote(server)}/fd")),
         "files": len(files),
-        "temporary": len(list(Path("/tmp").glob("solo*"))),
+        "temporary": len(list(server.temporary.rglob("*"))),
     }
 
 

@@ -313,40 +313,42 @@ def test_timers_go_over_once(server: Server, kind: str) -> None:
     assert seen.count("round") == 3
 
 
-def test_mains_do_not_overlap(server: Server, tmp_path: Path) -> None:
+def test_mains_do_not_overlap(server: Server) -> None:
     code = """
-import asyncio, os
+import asyncio
+def note(line):
+    with open("mains", "a") as out: print(line, file=out)  # both versions have the same work directory
 async def main(solo):
-    path = PATH
-    with open(path, "a") as out: print("begin NAME", file=out)
+    note("begin NAME")
     try:
         await asyncio.Event().wait()
     finally:
         await asyncio.sleep(0.05)
-        with open(path, "a") as out: print("end NAME", file=out)
-def name():
-    return "NAME"
-""".replace("PATH", repr(str(tmp_path / "mains")))
+        note("end NAME")
+def lines():
+    try:
+        return open("mains").read().split("\\n")[:-1]
+    except FileNotFoundError:
+        return []
+"""
     server.deploy("main", code.replace("NAME", "one"))
-    lines = lambda: (tmp_path / "mains").read_text().splitlines() if (tmp_path / "mains").exists() else []  # noqa: E731
-    eventually(lambda: lines() == ["begin one"], "main runs")
+    eventually(lambda: server.call("main", "lines") == ["begin one"], "main runs")
     refused(server, "main", "def (")
     swap(server, "main", code.replace("NAME", "two"))
-    assert server.call("main", "name") == "two"
-    eventually(lambda: lines() == ["begin one", "end one", "begin two"], "one main after the other")
+    both = ["begin one", "end one", "begin two"]
+    eventually(lambda: server.call("main", "lines") == both, "one main after the other")
 
 
-def test_strategy_replace_stops_then_starts(server: Server, tmp_path: Path) -> None:
-    path = tmp_path / "exclusive"
-    code = f"""
+def test_strategy_replace_stops_then_starts(server: Server) -> None:
+    code = """
 import os
 from solo_fast import Service
 class Alone(Service):
     def init(self):
-        self.fd = os.open({str(path)!r}, os.O_CREAT | os.O_EXCL)
+        self.fd = os.open("exclusive", os.O_CREAT | os.O_EXCL)
         self.n = 0
     def terminate(self, reason):
-        os.unlink({str(path)!r})
+        os.unlink("exclusive")
     def add(self):
         self.n += 1
         return [1, self.n]

@@ -112,9 +112,9 @@ def test_a_watch_has_no_gap_and_no_duplicate(tmp_path, capacity):
         seen: list[int] = []
 
         async def watch() -> None:
-            async for one in store.watch("acme", since_id=10):
-                seen.append(one.id)
-                if one.id == 400:
+            async for some in store.watch("acme", since_id=10):
+                seen.extend(one.id for one in some)
+                if seen[-1] == 400:
                     return
 
         watching = asyncio.create_task(watch())
@@ -127,6 +127,26 @@ def test_a_watch_has_no_gap_and_no_duplicate(tmp_path, capacity):
     run(path, work, ring_capacity=capacity)
 
 
+def test_large_events_do_not_fill_the_memory(tmp_path):
+    async def work(store: EventStore) -> None:
+        async def watch() -> list[int]:
+            seen: list[int] = []
+            async for some in store.watch("acme"):
+                seen.extend(one.id for one in some)
+                if seen[-1] == 400:
+                    return seen
+            raise AssertionError
+
+        watching = asyncio.create_task(watch())
+        await asyncio.sleep(0)
+        for number in range(0, 400, 100):
+            await store.record(*(Event.new("acme", "big", "a", {"n": n, "x": "y" * 5000}) for n in range(100)))
+            assert store.last_id + 1 - store.ring.oldest_id <= 20, number
+        assert await asyncio.wait_for(watching, 20) == list(range(1, 401))
+
+    run(tmp_path / "events.db", work, ring_bytes=100_000)
+
+
 def test_a_watch_is_of_one_tenant_service_and_type(tmp_path):
     async def work(store: EventStore) -> None:
         watched = store.watch("acme", subject="a", event_types=["test.b"])
@@ -136,7 +156,8 @@ def test_a_watch_is_of_one_tenant_service_and_type(tmp_path):
         await store.record(event(2, subject="b", kind="test.b"))
         await store.record(event(3))
         await store.record(event(4, kind="test.b"))
-        assert (await asyncio.wait_for(waiting, 10)).payload == b'{"n":4}'
+        [seen] = await asyncio.wait_for(waiting, 10)
+        assert seen.payload == b'{"n":4}'
         await watched.aclose()
 
     run(tmp_path / "events.db", work)

@@ -65,9 +65,9 @@ def test_following_has_each_line_once_even_when_it_lags(tmp_path):
         seen: list[str] = []
 
         async def follow() -> None:
-            async for line in book.follow("acme", "a", tail=3):
-                seen.append(line.line)
-                if line.line == "299":
+            async for lines in book.follow("acme", "a", tail=3):
+                seen.extend(line.line for line in lines)
+                if seen[-1] == "299":
                     return
 
         following = asyncio.create_task(follow())

@@ -1,0 +1,181 @@
+"""What each service has to itself on the host: a work directory, and a user id where the kernel may give them out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from solo_fast.domain.errors import InternalError
+
+_AS_A_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """`uid`: the user id, 0 where none was given out."""
+
+    work_dir: Path
+    uid: int
+
+
+class Rooms:
+    """The rooms of all services of a kernel.
+
+    Args:
+        root: the folder of the work directories, made by `prepare`.
+        uids: the user ids to give out.
+        start: where among them to begin, so that two kernels of one host rarely meet.
+
+    Attributes:
+        root: that folder.
+        gives_uids: whether user ids are given out; known once the zygote has tried its sandbox.
+    """
+
+    def __init__(self, root: Path, uids: range, start: int = 0) -> None:
+        self.gives_uids = False
+        self.root = root
+        self._old = root.with_name(f"{root.name}.old")
+        self._uids = uids
+        self._next = start % len(uids) if uids else 0
+        self._taken: set[int] = set()
+        self._made = 0
+
+    def prepare(self) -> None:
+        """Make the root, empty. Its users may pass, and not look around; above it nobody else comes by.
+
+        What a kernel that was killed has left is put where it is in nobody's way, for `tidy`.
+        """
+        self._old.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.root.rename(self._old / str(time.time_ns()))
+        self.root.mkdir(mode=0o711)
+        self.root.chmod(0o711)  # whatever the umask
+
+    def take(self, tenant: str, service_id: str) -> Room:
+        """A fresh one each time, so that a service that is still ending never shares it with its successor.
+
+        Raises:
+            InternalError: the directory can't be made, or all user ids are taken.
+        """
+        self._made += 1
+        path = self.root / f"{tenant}.{service_id}.{self._made}"[-200:]
+        uid = self.take_uid()
+        try:
+            path.mkdir(mode=0o700)
+            if uid:
+                os.chown(path, uid, uid)
+        except OSError as error:
+            self.release_uid(uid)
+            raise InternalError(f"no work directory can be made: {error.strerror}") from None
+        return Room(path, uid)
+
+    def release(self, room: Room) -> None:
+        """Remove the directory and take the user id back. Blocks; nothing of the service may be running."""
+        try:
+            remove_tree(room.work_dir)
+        finally:
+            self.release_uid(room.uid)
+
+    def take_uid(self) -> int:
+        """A user id that no service has, and, as long as there are others, none has had lately; 0: none are given out.
+
+        Raises:
+            InternalError: all are taken.
+        """
+        if not self.gives_uids:
+            return 0
+        if len(self._taken) == len(self._uids):
+            raise InternalError(f"all {len(self._uids)} user ids of security.uid_range are taken; widen the range")
+        while self._uids[self._next] in self._taken:
+            self._next = (self._next + 1) % len(self._uids)
+        uid = self._uids[self._next]
+        self._next = (self._next + 1) % len(self._uids)
+        self._taken.add(uid)
+        return uid
+
+    def release_uid(self, uid: int) -> None:
+        self._taken.discard(uid)
+
+    def tidy(self) -> None:
+        """Remove what `prepare` has put aside. Blocks."""
+        remove_tree(self._old)
+
+    def remove(self) -> None:
+        """Remove the root and all that is in it."""
+        remove_tree(self.root)
+        self.tidy()
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder, whatever was made of it: of any depth, closed to its owner, full of links. Links are not
+    followed. What can't be removed stays, without an error."""
+    try:
+        top = os.open(path, _AS_A_FOLDER)
+    except PermissionError:
+        _open_up(str(path), None)
+        top = os.open(path, _AS_A_FOLDER)
+    except FileNotFoundError:
+        return
+    try:
+        _empty(top)
+    finally:
+        os.close(top)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
+
+
+def _open_up(name: str, folder: int | None) -> None:
+    with contextlib.suppress(OSError):
+        os.chmod(name, 0o700, dir_fd=folder)
+
+
+def _empty(top: int) -> None:
+    """Empty an open folder: what lies deeper is moved up into it first, so that the depth never matters."""
+    names = (f".removing-{number}" for number in count())
+    _open_up(".", top)
+    while True:
+        removed = 0
+        for name in os.listdir(top):
+            if not _is_folder(name, top):
+                removed += _try(os.unlink, name, top)
+                continue
+            _open_up(name, top)
+            with contextlib.suppress(OSError):
+                _flatten(name, top, names)
+            removed += _try(os.rmdir, name, top)
+        if not removed:
+            return
+
+
+def _flatten(name: str, top: int, names: Iterator[str]) -> None:
+    folder = os.open(name, _AS_A_FOLDER, dir_fd=top)
+    try:
+        for entry in os.listdir(folder):
+            if _is_folder(entry, folder):
+                _open_up(entry, folder)
+                os.rename(entry, next(names), src_dir_fd=folder, dst_dir_fd=top)
+            else:
+                _try(os.unlink, entry, folder)
+    finally:
+        os.close(folder)
+
+
+def _is_folder(name: str, folder: int) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode)
+    except OSError:
+        return False
+
+
+def _try(remove: Callable[..., None], name: str, folder: int) -> int:
+    try:
+        remove(name, dir_fd=folder)
+    except OSError:
+        return 0
+    return 1
