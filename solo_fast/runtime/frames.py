@@ -91,11 +91,13 @@ class FrameReader:
         limit: largest body, bytes.
     """
 
-    __slots__ = ("_buffer", "_limit")
+    __slots__ = ("_buffer", "_limit", "_missing", "_parts")
 
     def __init__(self, limit: int) -> None:
         self._buffer = b""
         self._limit = limit
+        self._parts: list[bytes] = []  # of a frame of which so many bytes are still missing
+        self._missing = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
         """Take `data`; yield each complete (kind, message id, body).
@@ -103,6 +105,13 @@ class FrameReader:
         Raises:
             FrameError: at the first frame that is over the limit or shorter than its own header.
         """
+        if self._missing:
+            self._parts.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            self._buffer, data = b"", b"".join(self._parts)
+            self._parts, self._missing = [], 0
         buffer = self._buffer + data if self._buffer else data
         position, size = 0, len(buffer)
         try:
@@ -112,9 +121,14 @@ class FrameReader:
                     raise FrameError(f"frame of {length} bytes; the limit is {self._limit}")
                 end = position + 4 + length
                 if end > size:
+                    self._missing = end - size
                     break
                 body = buffer[position + HEADER.size : end]
                 position = end
                 yield kind, message_id, body
         finally:
-            self._buffer = buffer[position:] if position else buffer
+            rest = buffer[position:] if position else buffer
+            if self._missing:
+                self._parts.append(rest)
+            else:
+                self._buffer = rest

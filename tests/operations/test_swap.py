@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 from solo_fast.gateway.wire import solo_pb2
 from tests.gateway.clients import TENANT, stub
 from tests.harness import Server, command, environment, eventually
+from tests.load import SteadyLoad
 from tests.operations.test_external import HTTP
 
 COUNTER = """
@@ -427,6 +429,32 @@ def test_a_version_survives_a_crash_of_the_kernel(tmp_path: Path) -> None:
         assert server.call("kept", "version") == 10
         assert server.status("kept")["version"] == 2
         assert len(server.request("GET", "/services/kept/history")[1]["versions"]) == 2
+
+
+def test_a_swap_that_cannot_be_written_is_taken_back_without_loss(own_server: Server) -> None:
+    """The new version hands the state back: what it was asked meanwhile counts."""
+    server = own_server
+    server.deploy("full", counter(1))
+    server.call("full", "add")
+    with SteadyLoad(server, "full", "add", clients=4, per_second=200) as load:
+        eventually(lambda: len(load.answers) > 5, "the load runs")
+        _, most = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (1, most))  # no write to any file works
+        try:
+            status, body, _ = server.request("PUT", "/services/full", {"code": counter(1, "# new\n")})
+        finally:
+            resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (most, most))
+        assert (status, body["error"]) == (503, "store_unavailable")
+        before = len(load.answers)
+        eventually(lambda: len(load.answers) > before + 10, "the old version serves")
+    assert not load.problems
+    assert {answer.status for answer in load.answers} == {200}
+    assert sorted(a.body["result"] for a in load.answers) == list(range(2, len(load.answers) + 2))
+    assert server.status("full")["version"] == 1
+    assert swap(server, "full", counter(100))["version"] == 2
+    server.stop(signal.SIGKILL)
+    server.start()
+    assert server.call("full", "version") == 100
 
 
 def test_one_swap_at_a_time(server: Server) -> None:
