@@ -107,6 +107,12 @@ def table(found: dict[str, list[float]]) -> list[str]:
     return lines
 
 
+def surroundings() -> str:
+    """What else the machine did, and whether this run went before it (`chrt -r 5`)."""
+    first = os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO)
+    return f"load average {os.getloadavg()[0]:.1f}" + (", at real-time priority before that load" if first else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="where to keep the figures, as Markdown")
@@ -115,8 +121,8 @@ def main() -> None:
     lines = [
         "# Hot swap under load",
         "",
-        f"`python -m bench.swap`, {today}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}, "
-        f"{platform.machine()}, Python {platform.python_version()}. {SWAPS} swaps in a row under {PER_SECOND} calls a "
+        f"`python -m bench.swap`, {today}, {os.cpu_count()} cores ({platform.machine()}), {surroundings()}, Python "
+        f"{platform.python_version()}. {SWAPS} swaps in a row under {PER_SECOND} calls a "
         f"second of {CLIENTS} clients over REST. No call failed, and the count was exact.",
     ]
     for ballast in (0, 20_000):

@@ -56,6 +56,12 @@ def value_of(text: str) -> Any:
         return text
 
 
+limit_option = click.option(
+    "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit, such as max_restarts=3; repeatable."
+)
+metadata_option = click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
+
+
 def service_id_of(file: str, given: str | None) -> str:
     """The id for the source in `file`, where none is `given`: its stem.
 
@@ -81,10 +87,8 @@ def service_id_of(file: str, given: str | None) -> str:
 @click.option("--file", "content", metavar="PATH", help="With --exec: a file that is put into its work directory.")
 @click.option("--service-id", help="Id of the service; default: the file's stem.")
 @click.option("--replace", is_flag=True, help="Take the place of the service that has the id.")
-@click.option(
-    "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit, such as max_restarts=3; repeatable."
-)
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
+@limit_option
+@metadata_option
 @json_option
 @server_options
 def deploy_command(

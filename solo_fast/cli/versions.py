@@ -9,7 +9,7 @@ import click
 from solo_fast.cli.client import Client, segment
 from solo_fast.cli.options import json_option, server_options
 from solo_fast.cli.output import moment, print_json, size, table
-from solo_fast.cli.services import read_source, service_id_of, split_pairs, value_of
+from solo_fast.cli.services import limit_option, metadata_option, read_source, service_id_of, split_pairs, value_of
 
 _window = click.option(
     "--rollback-window",
@@ -41,10 +41,8 @@ def _show(answer: dict[str, Any], *, as_json: bool) -> None:
     help="hot: beside the old version, which hands its state over; replace: stop the old one, then start.",
 )
 @_window
-@click.option(
-    "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit, such as max_restarts=3; repeatable."
-)
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
+@limit_option
+@metadata_option
 @json_option
 @server_options
 def swap_command(

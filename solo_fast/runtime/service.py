@@ -154,7 +154,7 @@ class Service(Owner):
         self._mailbox = Mailbox()  # of what came while no process may take it
         self._restarting: asyncio.Task[None] | None = None
         self._probation: Probation | None = None
-        self._carried = b""  # the state to go on from, once, in place of the checkpoint
+        self._carried: bytes | None = None  # the state to go on from, once, in place of the checkpoint
         self._keeps_state = True
         self._ended = False
         self._end_reason = ""
@@ -200,11 +200,11 @@ class Service(Owner):
             InternalError: no process could be made.
         """
         spec = self.spec
-        state = b""
-        if restore:
-            state = self._carried or await self.house.checkpoints.newest(spec.tenant, spec.service_id)
+        state = self._carried or b""
+        if restore and self._carried is None:
+            state = await self.house.checkpoints.newest(spec.tenant, spec.service_id)
         process, described = await self.launch(spec, self, RESTORE if state else "", state, patience)
-        self._carried = b""
+        self._carried = None
         self._install(process, described)
         return described
 
@@ -614,7 +614,7 @@ class Service(Owner):
     def _hold(self, kind: int, method: str, arguments: bytes) -> asyncio.Future[bytes]:
         """Keep a message until a process can take it: for the restart or the swap that is under way."""
         if self._ended:
-            raise self._gone()
+            raise self.gone()
         if self.state == "gave_up":
             raise self._gave_up()
         full = len(self._mailbox) >= self.spec.limits.mailbox_limit
@@ -631,7 +631,8 @@ class Service(Owner):
             f"{self.spec.service_id} is {self.state} and did not come up within {timeout_s * 1000:.0f} ms"
         )
 
-    def _gone(self) -> SoloError:
+    def gone(self) -> SoloError:
+        """What a caller is told of a service that was ended for good."""
         if self._end_reason == "shutdown":
             return ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
         return NotFound(f"{self.spec.service_id} was killed")
@@ -669,7 +670,7 @@ class Service(Owner):
         self._keeps_state = reason == "shutdown"
         await self._stop_restarting()
         self._end_probation()
-        self._mailbox.fail(self._gone)
+        self._mailbox.fail(self.gone)
         for process in list(self.beside):
             if grace_s <= 0 or not process.stopping:
                 self.drop(process)

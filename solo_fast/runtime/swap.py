@@ -159,7 +159,7 @@ class Swaps:
             failed = {**numbers, "message": error.message, "diagnostics": told}
             await self._store.record(_event(spec, "hot_swap_failed", failed, started))
             if service.ended_for_good:
-                raise NotFound(f"{spec.service_id} was killed while it was being swapped") from None
+                raise service.gone() from None
             raise
         await self._record(service, former, outcome, started, numbers)
         self._settle(service, former, outcome, window_ms)
