@@ -14,9 +14,10 @@ import pytest
 
 from solo_fast.gateway.wire import solo_pb2
 from tests.gateway.clients import TENANT, stub
-from tests.harness import Server, command, environment, eventually
+from tests.harness import Server, command, descendants, environment, eventually
 from tests.load import SteadyLoad
 from tests.operations.test_external import HTTP
+from tests.operations.test_leaks import holdings, settled
 
 COUNTER = """
 from solo_fast import Service
@@ -424,7 +425,11 @@ def test_a_version_survives_a_crash_of_the_kernel(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         server.deploy("kept", counter(1))
         swap(server, "kept", counter(10))
-        server.stop(signal.SIGKILL)
+        with ThreadPoolExecutor(1) as pool:
+            never = pool.submit(swap, server, "kept", "import time\ntime.sleep(2)\n" + counter(99))
+            eventually(lambda: len(events(server, "kept", "hot_swap_started")) == 2, "another one is under way")
+            server.stop(signal.SIGKILL)
+            assert never.exception() is not None
         server.start()
         assert server.call("kept", "version") == 10
         assert server.status("kept")["version"] == 2
@@ -532,8 +537,9 @@ def test_over_the_command_line(server: Server, tmp_path: Path) -> None:
     assert solo("rollback", "cli", "--to", "9").returncode == 4
 
 
-def test_nothing_of_swaps_is_left(server: Server) -> None:
-    """Processes and descriptors, counted around swaps that work, fail and are taken back."""
+def test_nothing_of_swaps_is_left(own_server: Server) -> None:
+    """Processes, descriptors and files, counted around swaps that work, fail and are taken back."""
+    server = own_server
     server.deploy("tidy", counter(1), limits={"startup_timeout_ms": 500})
     dies = counter(3, "    def die(self):\n        import os; os._exit(1)\n")
 
@@ -545,13 +551,14 @@ def test_nothing_of_swaps_is_left(server: Server) -> None:
         server.call("tidy", "add")
         swap(server, "tidy", counter(1), strategy="replace", rollback_window_ms=0)
 
-    def holdings() -> tuple[int, int]:
-        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-        return len(os.listdir(f"/proc/{server.pid}/fd")), len(children)
+    def at_rest() -> dict[str, int]:
+        """What is held once all that was replaced is gone: the zygote, eight blanks and the service are left."""
+        eventually(lambda: len(descendants(server.pid)) == 10, "all but the blanks and the service are gone")
+        return holdings(server)
 
     a_round()
-    settled = eventually(lambda: (h := holdings()) == holdings() and h, "it settles")
-    lowest = min(settled, holdings())
+    before = at_rest()
     for _ in range(5):
         a_round()
-    eventually(lambda: holdings()[0] <= lowest[0] + 2, f"descriptors fall back to {lowest}")
+    at_rest()
+    settled(server, before)
