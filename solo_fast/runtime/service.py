@@ -311,6 +311,8 @@ class Service(Owner):
     ) -> None:
         """From now on, this process of this version is the service; what has waited goes to it."""
         self._end_probation()
+        if self._process is not None:
+            self._until_exit(self._process)
         self._adopt(spec)
         if probation is not None and not described.concurrent:
             process.keep_messages()

@@ -266,11 +266,15 @@ class Swaps:
             old.kill()  # the new one has crashed meanwhile, and its end is seen to
             return
         service.hold()
+        checkpoint = outcome.state
         try:
             state = await new.ask(Kind.HANDOVER, b"", _drain_s(service.spec), "handing the state back")
-            await old.ask(Kind.STATE, state, former.limits.startup_timeout_ms / 1000, "taking the state back")
+            timeout_s = former.limits.startup_timeout_ms / 1000
+            checkpoint = await old.ask(Kind.STATE, state, timeout_s, "taking the state back")
         except SoloError:
             old.tell(Kind.RESUME)
+        if outcome.was.persist:  # and not what the new version has saved meanwhile
+            self._floor.checkpoints.save(former.tenant, former.service_id, checkpoint)
         if service.process is new and not service.ended_for_good:
             service.switch(former, old, outcome.was)
             service.drop(new)
