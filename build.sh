@@ -179,8 +179,14 @@ main() {
         "$PYTHON" -m bench.admission
         say "hot swap under load"
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.swap
+        say "the sandbox"
+        "$PYTHON" -m bench.sandbox
         say "2,000 idle services"
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.scale
+        say "ten watchers of a flood"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.watch
+        say "recovery of 1,000 services"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.recovery
         say "the hot core"
         "$PYTHON" -m pytest -q bench/test_hot_core.py --benchmark-columns=min,median,ops --benchmark-disable-gc "$@"
         ;;

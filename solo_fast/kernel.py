@@ -117,8 +117,11 @@ def data_dir_lock(data_dir: Path) -> Any:
         except BlockingIOError:
             holder = os.read(fd, 100).decode(errors="replace").strip() or "another kernel"
             raise StartError(f"data_dir {data_dir} is held by {holder}; stop it, or name another data_dir") from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"the kernel with pid {os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"the kernel with pid {os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise StartError(f"{data_dir}/run/lock can't be written: {error.strerror}; free disk space") from None
         yield data_dir
     finally:
         os.close(fd)
@@ -175,6 +178,7 @@ class Kernel:
         from solo_fast.runtime.supervisor import Supervisor
         from solo_fast.store.eventstore import EventStore
         from solo_fast.store.logbook import LogBook
+        from solo_fast.store.retention import DAY_MS, Retention
 
         self.config = config
         self.log = log
@@ -186,6 +190,7 @@ class Kernel:
             ring_capacity=config.get("limits.ring_events"),
             ring_bytes=config.get("limits.ring_bytes"),
             log_bytes_per_service=config.get("limits.log_store_bytes"),
+            retention=Retention(config.get("database.keep_events"), config.get("database.keep_days") * DAY_MS),
         )
         self.logs = LogBook(self.store)
         self.directory = Directory()
@@ -253,7 +258,7 @@ class Kernel:
             self.supervisor.start()
             stack.push_async_callback(self._close_services)
             started = self._event("system_started", {"version": __version__, "pid": os.getpid()})
-            await self.store.record(started)
+            await self._record_start(started)
             await self._expect_services()
             recovering = loop.create_task(self.recovery.run(started))
             ports = await self._open_gateways(stack)
@@ -271,7 +276,7 @@ class Kernel:
             await asyncio.wait([recovering])
             log.info("shutting down")
             notify_service_manager("STOPPING=1")
-            await self.store.record(self._event("system_shutdown_started", {}))
+            await self.store.keep(self._event("system_shutdown_started", {}))
             await self.supervisor.close(self._grace_s)
         log.info("stopped")
 
@@ -294,6 +299,14 @@ class Kernel:
         for name, report in layers.items():
             if not report.holds and report.needed:
                 log.warning("the sandbox has no layer %s on this host: %s", name, report.detail)
+
+    async def _record_start(self, started: Any) -> None:
+        from solo_fast.store.database import StoreUnavailable
+
+        try:
+            await self.store.record(started)
+        except StoreUnavailable as error:
+            raise StartError(f"{self.store.path}: {error.message}") from None
 
     async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> tuple[int, int]:
         from solo_fast.gateway.grpc import GrpcGateway
@@ -393,7 +406,7 @@ class Kernel:
 
     async def _close_store(self) -> None:
         if self.state == "shutting_down":
-            await self.store.record(self._event("system_shutdown_complete", {}))
+            await self.store.keep(self._event("system_shutdown_complete", {}))
         await self.store.close()
 
     # -- what it says of itself ----------------------------------------------------------------------------------
@@ -401,13 +414,15 @@ class Kernel:
     def _figures(self) -> dict[str, Any]:
         from solo_fast.runtime.service import resident_bytes
 
+        read_only = self.store.refusal is not None
         return {
-            "status": self.state,
+            "status": "degraded" if read_only and self.state == "healthy" else self.state,
             "version": __version__,
             "timestamp": time.time_ns() // 1_000_000,
             "uptime_ms": round((time.monotonic() - self.started_at) * 1000),
             "memory_mb": round(resident_bytes(os.getpid()) / 2**20, 1),
             "process_count": 2 + self.zygote.child_count,
+            "read_only": read_only,
         }
 
     def health(self) -> HealthResponse:
@@ -427,6 +442,7 @@ class Kernel:
             calls=self.operations.calls,
             in_flight=self.shedder.in_flight,
             shed=shed["shed"],
+            breakers_open=self.supervisor.breakers_open(),
             shed_by=[
                 ShedCount(tenant=tenant, admission=Admission(admission).name.lower(), reason=reason, count=count)
                 for (tenant, admission, reason), count in shed["shed_by"].items()

@@ -23,6 +23,7 @@ class Client:
     """A server's address, and the tenant to speak for ("": none).
 
     Attributes:
+        tenant: "" names none: for what the operator of the host asks.
         as_json: errors are printed as JSON.
     """
 

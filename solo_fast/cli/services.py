@@ -12,7 +12,7 @@ import click
 
 from solo_fast.cli.client import Client, segment
 from solo_fast.cli.options import json_option, server_options
-from solo_fast.cli.output import moment, pairs, print_json, show_diagnostic, size, style, table
+from solo_fast.cli.output import moment, pairs, print_json, show_diagnostic, show_findings, size, style, table
 
 EXIT_DOES_NOT_COMPILE = 6
 
@@ -139,6 +139,8 @@ def deploy_command(
     if as_json:
         print_json(answer)
     else:
+        serious = [found for found in answer["findings"] if found["severity"] != "info"]
+        show_findings(serious, len(serious) + answer["findings_total"] - len(answer["findings"]), error=True)
         click.echo(answer["message"])
 
 
@@ -209,6 +211,7 @@ def _print_status(entry: dict[str, Any]) -> None:
             ("status", _state(entry)),
             ("version", entry["version"]),
             ("restarts", entry["restarts"]),
+            ("circuit", entry["circuit"]),
             ("memory", size(entry["memory_bytes"])),
             ("mailbox", entry["message_queue_len"]),
             ("cpu", f"{entry['reductions'] / 1e6:.3f} s"),
@@ -318,10 +321,14 @@ def _signature(method: dict[str, Any]) -> str:
 
 @click.command("check")
 @click.argument("file", type=click.Path(allow_dash=True))
+@click.option("--strict", is_flag=True, help="Exit with 6 where there are warnings or errors, too.")
 @json_option
 @server_options
-def check_command(client: Client, file: str, as_json: bool) -> int:
-    """Compile FILE (`-`: standard input) and show its methods. Nothing of it is run."""
+def check_command(client: Client, file: str, strict: bool, as_json: bool) -> int:
+    """Compile FILE (`-`: standard input), show its methods and what the static check finds. Nothing of it is run.
+
+    Exits with 6 where a deploy would fail: it does not compile, or there are errors and security.code_check is deny.
+    """
     client.as_json = as_json
     code, filename = read_source(file)
     report = client.request("POST", "/check", {"code": code, "filename": filename})
@@ -329,7 +336,9 @@ def check_command(client: Client, file: str, as_json: bool) -> int:
         print_json(report)
     else:
         _print_report(filename, report)
-    return 0 if report["ok"] else EXIT_DOES_NOT_COMPILE
+    severities = {found["severity"] for found in report["findings"]}
+    refused = "error" in severities and (strict or report["code_check"] == "deny")
+    return EXIT_DOES_NOT_COMPILE if refused or not report["ok"] or (strict and "warning" in severities) else 0
 
 
 def _print_report(filename: str, report: dict[str, Any]) -> None:
@@ -337,6 +346,7 @@ def _print_report(filename: str, report: dict[str, Any]) -> None:
         click.echo(f"{filename} can't be deployed:", err=True)
         for found in report["diagnostics"]:
             show_diagnostic(found, error=True)
+        show_findings(report["findings"], report["findings_total"], error=True)
         return
     what = f"{report['kind']} service" + (f" {report['class_name']}" if report["class_name"] else "")
     extras = [name for name, given in (("async", report["is_async"]), ("concurrent", report["concurrent"])) if given]
@@ -345,3 +355,11 @@ def _print_report(filename: str, report: dict[str, Any]) -> None:
     for method in report["methods"]:
         doc = re.sub(r"\s+", " ", method["doc"])
         click.echo(f"  {_signature(method)}" + (f"  # {doc}" if doc else ""))
+    if report["findings"]:
+        policy = {
+            "off": "deploys are not checked",
+            "warn": "a deploy goes through, and tells of this",
+            "deny": "a deploy with errors is refused",
+        }[report["code_check"]]
+        click.echo(f"findings (security.code_check is {report['code_check']}: {policy}):")
+        show_findings(report["findings"], report["findings_total"], error=False)

@@ -19,7 +19,8 @@ EVENT_TYPES = frozenset({
     "secret_stored", "secret_accessed", "secret_access_denied", "secret_deleted",
     "service_registered", "service_unregistered", "registration_expired",
     "circuit_opened", "circuit_half_open", "circuit_closed",
-    "load_shed", "config_reloaded", "service_log",
+    "load_shed", "config_reloaded", "service_log", "store_recovered", "events_pruned",
+    "backup_made", "system_restored",
 })  # fmt: skip
 """Types of Solo's own events. A service that emits events uses other names."""
 

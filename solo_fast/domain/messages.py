@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 PageLimit = Annotated[int, Meta(ge=1, le=1000, description="Entries a page.")]
 Metadata = dict[str, str]
+Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339, with its offset or Z.")]
 Format = Literal["python_source", "elixir_source", "external_binary"]
 
 Network = Literal["none", "loopback", "all"]
@@ -25,6 +26,12 @@ Strategy = Literal["hot", "replace"]
 
 Stream = Literal["stdout", "stderr", "log"]
 """Where a log line came from: what the service printed, or what it logged through `self.solo`."""
+
+Circuit = Literal["off", "closed", "open", "half_open"]
+"""State of a service's circuit breaker: open refuses calls, half-open lets a few through to see."""
+
+CodeCheck = Literal["off", "warn", "deny"]
+"""What the static check of a source does to its deploy; see security.code_check."""
 
 NO_ARGUMENTS = Raw(b"")
 
@@ -42,12 +49,20 @@ class Response(Struct, kw_only=True, omit_defaults=False):
 
 
 class Diagnostic(Response, kw_only=True):
-    """Where source is wrong. `line` and `column` count from 1; 0 where the place is unknown."""
+    """Where source is wrong. `line` and `column` count from 1; 0 where the place is unknown. `rule`: that of the static
+    check, where it refused the source."""
 
     line: int = 0
     column: int = 0
     message: str
     text: str = ""
+    rule: str = ""
+
+
+class Finding(Diagnostic, kw_only=True):
+    """What the static check found. error: no service has business with it; warning: it likely fails or hurts."""
+
+    severity: Literal["info", "warning", "error"]
 
 
 # -- services ----------------------------------------------------------------------------------------------------
@@ -65,6 +80,9 @@ class ServiceLimits(Request, kw_only=True):
     max_memory_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] | None = None
     max_processes: Annotated[int, Meta(ge=1, le=30_000)] | None = None
     network: Network | None = None
+    breaker_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    breaker_open_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
+    breaker_successes: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
 class DeployRequest(Request, kw_only=True):
@@ -91,6 +109,8 @@ class DeployResponse(Response, kw_only=True):
     message: str
     timestamp: datetime = field(default_factory=now)
     version: int
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
 
 
 class StatusRequest(Request, kw_only=True):
@@ -141,6 +161,7 @@ class StatusResponse(ServiceEntry, kw_only=True):
     labels: Metadata
     network: Network
     sandbox: list[str]
+    circuit: Circuit = "closed"
 
 
 class ListRequest(Request, kw_only=True):
@@ -166,11 +187,14 @@ class KillRequest(Request, kw_only=True):
 
 
 class KillResponse(Response, kw_only=True):
+    """`durable`: the kill is on disk; false while the store has no room, and then it is recorded later."""
+
     service_id: str
     status: Literal["terminating"] = "terminating"
     message: str
     grace_period_ms: int
     timestamp: datetime = field(default_factory=now)
+    durable: bool = True
 
 
 class CallRequest(Request, kw_only=True):
@@ -231,6 +255,9 @@ class CheckResponse(Response, kw_only=True):
     has_main: bool = False
     concurrent: bool = False
     is_async: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
+    code_check: CodeCheck = "warn"
 
 
 # -- versions ----------------------------------------------------------------------------------------------------
@@ -269,6 +296,8 @@ class SwapResponse(Response, kw_only=True):
     version: int
     pause_ms: float
     state_bytes: int
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
 
 
 class HistoryRequest(Request, kw_only=True):
@@ -317,15 +346,39 @@ class WatchRequest(Request, kw_only=True):
 
 
 class ListEventsRequest(Request, kw_only=True):
+    """`since_id`: events behind this id; 0: from the oldest that is kept. Times are inclusive."""
+
     since_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     limit: PageLimit = 100
     service_id: str = ""
     event_types: list[str] = field(default_factory=list)
+    since_time: Moment | None = None
+    until_time: Moment | None = None
 
 
 class ListEventsResponse(Response, kw_only=True):
+    """`next`: pass as `since_id` for the next page. `oldest_id`: of all events, the oldest that is not pruned."""
+
     events: list[EventView]
     next: int
+    oldest_id: int
+
+
+class VerifyRequest(Request, kw_only=True):
+    pass
+
+
+class VerifyResponse(Response, kw_only=True):
+    """`broken_at`: id of the first event that does not hold, 0 where all do. `head`: hash of the last one that does, in
+    hex; who writes it down can show later that the log was not rewritten."""
+
+    ok: bool
+    first_id: int
+    last_id: int
+    events: int
+    broken_at: int
+    message: str
+    head: str
 
 
 class LogsRequest(Request, kw_only=True):
@@ -418,6 +471,21 @@ class ShutdownResponse(Response, kw_only=True):
     message: str
 
 
+class BackupRequest(Request, kw_only=True):
+    """`destination`: absolute path of a file on the kernel's host that is not there yet."""
+
+    destination: Annotated[str, Meta(min_length=1, max_length=4000)]
+
+
+class BackupResponse(Response, kw_only=True):
+    destination: str
+    size_bytes: int
+    events: int
+    first_id: int
+    last_id: int
+    timestamp: datetime = field(default_factory=now)
+
+
 class HealthRequest(Request, kw_only=True):
     pass
 
@@ -425,14 +493,16 @@ class HealthRequest(Request, kw_only=True):
 class HealthResponse(Response, kw_only=True):
     """`timestamp` and `uptime_ms` are milliseconds (epoch and since start); `memory_mb` is the kernel's RSS in MiB;
     `process_count` counts the kernel, its zygote and its children. The kernel is "starting" until the services of
-    the desired state are recovered."""
+    the desired state are recovered, and "degraded" while it is `read_only`: the store has no room, so what changes
+    something is refused, and reads and calls go on."""
 
-    status: Literal["healthy", "starting", "shutting_down"]
+    status: Literal["healthy", "starting", "degraded", "shutting_down"]
     version: str
     timestamp: int
     uptime_ms: int
     memory_mb: float
     process_count: int
+    read_only: bool = False
 
 
 class MetricsRequest(Request, kw_only=True):
@@ -458,6 +528,7 @@ class MetricsResponse(HealthResponse, kw_only=True):
     in_flight: int
     shed: int
     shed_by: list[ShedCount] = field(default_factory=list)
+    breakers_open: int = 0
 
 
 class ErrorBody(Response, kw_only=True):

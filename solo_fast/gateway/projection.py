@@ -8,7 +8,7 @@ through what the other refuses.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -53,6 +53,13 @@ def json_text(body: bytes, what: str) -> msgspec.Raw:
             f"{what} must be a JSON object (by name) or array (by position), or nothing", details={"field": what}
         )
     return msgspec.Raw(body)
+
+
+def _moment(milliseconds: int, what: str) -> datetime:
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        raise InvalidRequest(f"{what} is no time in epoch milliseconds", details={"field": what}) from None
 
 
 _RAW = msgspec.json.Decoder(msgspec.Raw)
@@ -131,6 +138,9 @@ def _value_reader(wire: FieldDescriptor, kind: Any) -> Callable[[Any], Any] | No
     if wire.type == FieldDescriptor.TYPE_BYTES:
         name = wire.name
         return lambda body: json_text(body, name)
+    if any(getattr(candidate, "__origin__", candidate) is datetime for candidate in (kind, *get_args(kind))):
+        name = wire.name
+        return lambda milliseconds: _moment(milliseconds, name)
     return None
 
 

@@ -13,6 +13,8 @@ _FAMILIES = (
     ("solo_events_total", "counter", "Events recorded.", lambda m: m.events),
     ("solo_calls_total", "counter", "Calls answered by services.", lambda m: m.calls),
     ("solo_in_flight", "gauge", "Requests in flight.", lambda m: m.in_flight),
+    ("solo_read_only", "gauge", "1 while the store can't be written.", lambda m: int(m.read_only)),
+    ("solo_breakers_open", "gauge", "Services whose circuit is open or half open.", lambda m: m.breakers_open),
     ("process_resident_memory_bytes", "gauge", "Resident memory of the kernel.", lambda m: int(m.memory_mb * 2**20)),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -19,10 +20,12 @@ from solo_fast.domain.ids import check_id
 from solo_fast.operations import versions, views
 from solo_fast.operations.caller import Caller
 from solo_fast.operations.deploys import filename_of, settings_of, source_of
+from solo_fast.operations.storage import StorageOperations
 from solo_fast.operations.streams import merge
 from solo_fast.runtime.service import Limits, Service
 from solo_fast.runtime.supervisor import Supervisor
 from solo_fast.runtime.swap import Wanted
+from solo_fast.store.database import StoreUnavailable
 from solo_fast.store.desired import (
     PutRegistration,
     RegistrationRow,
@@ -34,6 +37,10 @@ from solo_fast.store.logbook import LogBook
 
 RECENT_EVENTS = 10
 NAME_CHARACTERS_MAX = 128
+NOT_DURABLE = (
+    "this is not on disk yet, for the store has no room: it is recorded as soon as it has, and undone by the next "
+    "start if the kernel ends before"
+)
 
 T = TypeVar("T")
 Found = list[m.DiscoveredService]
@@ -49,7 +56,7 @@ class KernelView(Protocol):
     def begin_shutdown(self, grace_s: float | None) -> None: ...
 
 
-class Operations:
+class Operations(StorageOperations):
     """The handlers. Each is `async (caller, request) -> response`; watch and logs iterate over lists of responses.
 
     A handler raises only errors of solo_fast.domain.errors. What changes state runs to its end once it has begun,
@@ -72,6 +79,7 @@ class Operations:
         self._logs = logs
         self._directory = directory
         self._watchers: dict[str, int] = {}
+        self._registering: Counter[str] = Counter()  # registrations on their way to the disk
         self._tasks: set[asyncio.Task[Any]] = set()
         self.calls = 0
 
@@ -100,12 +108,15 @@ class Operations:
             settings=settings,
             replace=request.replace,
             services_max=config.get("limits.services_per_tenant"),
+            code_check=config.get("security.code_check"),
         )
         service = await self._to_the_end(work)
         return m.DeployResponse(
             service_id=request.service_id,
             message=f"{request.service_id} is running (version {service.spec.version.number})",
             version=service.spec.version.number,
+            findings=service.examination.findings,
+            findings_total=service.examination.total,
         )
 
     def limits_for(self, tenant: str, asked: m.ServiceLimits) -> Limits:
@@ -148,14 +159,18 @@ class Operations:
 
     async def kill(self, caller: Caller, request: m.KillRequest) -> m.KillResponse:
         grace_s = None if request.grace_ms is None else request.grace_ms / 1000
-        given_s = await self._to_the_end(self._kill(caller.tenant, request.service_id, grace_s, force=request.force))
+        given_s, durable = await self._to_the_end(
+            self._kill(caller.tenant, request.service_id, grace_s, force=request.force)
+        )
+        message = f"{request.service_id} is ending" if given_s else f"{request.service_id} was ended"
         return m.KillResponse(
             service_id=request.service_id,
-            message=f"{request.service_id} is ending" if given_s else f"{request.service_id} was ended",
+            message=message if durable else f"{message}; {NOT_DURABLE}",
             grace_period_ms=round(given_s * 1000),
+            durable=durable,
         )
 
-    async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> float:
+    async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> tuple[float, bool]:
         def leaving(killed: Event) -> Sequence[Event]:
             gone = self._directory.remove_service(tenant, service_id)
             return [_unregistered(registration, "killed", killed) for registration in gone]
@@ -168,7 +183,8 @@ class Operations:
         text = source_of(asked, self.config.get("limits.max_source_bytes"))
         self._check_metadata("metadata", asked.metadata)
         limits = self.limits_for(caller.tenant, asked.limits)
-        wanted = Wanted(asked.format, filename_of(asked.filename), text, limits, settings_of(asked))
+        policy = self.config.for_tenant(caller.tenant).get("security.code_check")
+        wanted = Wanted(asked.format, filename_of(asked.filename), text, limits, settings_of(asked), policy)
         versions.check_strategy(request.strategy, service.spec.version.format, wanted.format)
         return await self._swap(service, wanted, request.strategy, request.rollback_window_ms)
 
@@ -176,7 +192,8 @@ class Operations:
         service = self._supervisor.find(caller.tenant, request.service_id)
         kept = await self._supervisor.swaps.version_before(service, request.to)
         limits = self.limits_for(caller.tenant, kept.settings.limits)
-        wanted = Wanted(kept.format, kept.filename, kept.source, limits, kept.settings, "rollback")
+        policy = self.config.for_tenant(caller.tenant).get("security.code_check")
+        wanted = Wanted(kept.format, kept.filename, kept.source, limits, kept.settings, policy, "rollback")
         strategy = versions.best_strategy(service.spec.version.format, wanted.format)
         return await self._swap(service, wanted, strategy, request.rollback_window_ms, back_to=kept.number)
 
@@ -210,6 +227,7 @@ class Operations:
             raise InvalidRequest("there is nothing to check in an external binary; check is for python_source")
         text = source_of(request, self.config.get("limits.max_source_bytes"))
         report = await self._supervisor.check(filename_of(request.filename or "service.py"), text)
+        report["code_check"] = self.config.for_tenant(caller.tenant).get("security.code_check")
         return msgspec.convert(report, m.CheckResponse)
 
     # -- events and logs -----------------------------------------------------------------------------------------
@@ -217,6 +235,7 @@ class Operations:
     async def watch(self, caller: Caller, request: m.WatchRequest) -> AsyncIterator[Events]:
         _check_local(caller)
         _check_filter(request.service_id)
+        self._store.check_kept(request.since_id)
         with self._watching(caller.tenant):
             events = _mapped(
                 views.event_view,
@@ -238,10 +257,19 @@ class Operations:
         _check_local(caller)
         _check_filter(request.service_id)
         page = await self._store.page(
-            caller.tenant, request.since_id, request.limit, request.service_id, request.event_types
+            caller.tenant,
+            request.since_id,
+            request.limit,
+            request.service_id,
+            request.event_types,
+            since_ms=views.epoch_ms(request.since_time),
+            until_ms=views.epoch_ms(request.until_time),
         )
-        next_id = page[-1].id if page else request.since_id
-        return m.ListEventsResponse(events=[views.event_view(event) for event in page], next=next_id)
+        return m.ListEventsResponse(
+            events=[views.event_view(event) for event in page],
+            next=page[-1].id if page else request.since_id,
+            oldest_id=self._store.pruned_through + 1,
+        )
 
     async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[Lines]:
         _check_filter(request.service_id)
@@ -269,50 +297,72 @@ class Operations:
             raise InvalidRequest(f"version has more than {NAME_CHARACTERS_MAX} characters")
         self._check_metadata("metadata", request.metadata)
         limit = self.config.for_tenant(caller.tenant).get("limits.registrations_per_tenant")
-        if self._directory.count(caller.tenant) >= limit:
+        if self._directory.count(caller.tenant) + self._registering[caller.tenant] >= limit:
             raise TenantOverloaded(f"tenant {caller.tenant} has {limit} registrations, its registrations_per_tenant")
         return await self._to_the_end(self._register(caller.tenant, request))
 
     async def _register(self, tenant: str, request: m.RegisterServiceRequest) -> m.RegisterServiceResponse:
-        registration = self._directory.register(
-            secrets.token_urlsafe(18),
+        """On disk first, then in the directory: what is replaced stands until then, and stays where that fails."""
+        ttl_s = request.ttl_seconds
+        row = RegistrationRow(
             tenant,
             request.service_id,
             request.service_name,
+            secrets.token_urlsafe(18),
             request.version,
             dict(request.metadata),
-            request.ttl_seconds,
+            ttl_s,
+            _end_ms(ttl_s),
         )
         payload = {
-            "service_name": registration.name,
-            "version": registration.version,
-            "ttl_seconds": request.ttl_seconds,
-            "metadata": registration.metadata,
+            "service_name": row.name,
+            "version": row.version,
+            "ttl_seconds": ttl_s,
+            "metadata": row.metadata,
         }
+        self._registering[tenant] += 1
         try:
             announced = Event.new(tenant, "service_registered", request.service_id, payload)
-            await self._store.record(announced, changes=[PutRegistration(_row(registration))])
-        except BaseException:
-            self._directory.unregister(tenant, registration.handle)
-            raise
-        return m.RegisterServiceResponse(service_handle=registration.handle)
+            await self._store.record(announced, changes=[PutRegistration(row)])
+            self._directory.register(row.handle, tenant, row.service_id, row.name, row.version, row.metadata, ttl_s)
+        finally:
+            self._registering[tenant] -= 1
+            self._registering += Counter()  # drops tenants at zero
+        return m.RegisterServiceResponse(service_handle=row.handle)
 
     async def heartbeat(self, caller: Caller, request: m.HeartbeatRequest) -> m.HeartbeatResponse:
         registration = self._directory.heartbeat(caller.tenant, request.service_handle)
         if registration is None:
             raise _no_registration()
         if registration.ttl_s:  # not waited for: a lease that falls back by one commit hurts nobody, a full disk would
-            renewed = RenewRegistration(caller.tenant, registration.handle, _expires_ms(registration))
+            renewed = RenewRegistration(caller.tenant, registration.handle, _end_ms(registration.ttl_s))
             self._store.record_soon(changes=[renewed])
         return m.HeartbeatResponse(service_handle=registration.handle, ttl_seconds=round(registration.ttl_s))
 
     async def unregister(self, caller: Caller, request: m.UnregisterServiceRequest) -> m.UnregisterServiceResponse:
-        registration = self._directory.unregister(caller.tenant, request.service_handle)
+        await self._to_the_end(self._unregister(caller.tenant, request.service_handle))
+        return m.UnregisterServiceResponse(service_handle=request.service_handle)
+
+    async def _unregister(self, tenant: str, handle: str) -> None:
+        registration = self._directory.unregister(tenant, handle)
         if registration is None:
             raise _no_registration()
-        gone = RemoveRegistration(caller.tenant, registration.handle)
-        await self._to_the_end(self._store.record(_unregistered(registration, "unregistered"), changes=[gone]))
-        return m.UnregisterServiceResponse(service_handle=registration.handle)
+        left_s = registration.expires_at - time.monotonic() if registration.ttl_s else 0.0
+        gone = RemoveRegistration(tenant, handle)
+        try:
+            await self._store.record(_unregistered(registration, "unregistered"), changes=[gone])
+        except StoreUnavailable:
+            self._directory.register(
+                handle,
+                tenant,
+                registration.service_id,
+                registration.name,
+                registration.version,
+                registration.metadata,
+                registration.ttl_s,
+                max(left_s, 0.001) if registration.ttl_s else 0.0,
+            )
+            raise
 
     async def discover(self, caller: Caller, request: m.DiscoverServiceRequest) -> m.DiscoverServiceResponse:
         _check_name("service_name", request.service_name)
@@ -375,7 +425,7 @@ def _check_local(caller: Caller) -> None:
 
 
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
-    """The deploy's own limits over the tenant's, which are over the kernel's."""
+    """The deploy's own limits over the tenant's, which are over the kernel's. A deploy may not set all of them."""
 
     def pick(name: str) -> Any:
         own = getattr(asked, name, None)
@@ -404,21 +454,9 @@ def _no_registration() -> NotFound:
     return NotFound("there is no such registration: its lease may have expired; register again")
 
 
-def _expires_ms(registration: Registration) -> int:
-    return time.time_ns() // 1_000_000 + round(registration.ttl_s * 1000) if registration.ttl_s else 0
-
-
-def _row(registration: Registration) -> RegistrationRow:
-    return RegistrationRow(
-        registration.tenant,
-        registration.service_id,
-        registration.name,
-        registration.handle,
-        registration.version,
-        registration.metadata,
-        round(registration.ttl_s),
-        _expires_ms(registration),
-    )
+def _end_ms(ttl_s: float) -> int:
+    """When a lease that begins now ends, epoch milliseconds; 0: never."""
+    return time.time_ns() // 1_000_000 + round(ttl_s * 1000) if ttl_s else 0
 
 
 def _unregistered(registration: Registration, reason: str, cause: Event | None = None) -> Event:

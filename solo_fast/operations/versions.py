@@ -52,6 +52,8 @@ def swapped(service_id: str, done: Swapped, back_to: int = 0) -> m.SwapResponse:
         version=done.version,
         pause_ms=done.pause_ms,
         state_bytes=done.state_bytes,
+        findings=done.examination.findings,
+        findings_total=done.examination.total,
     )
 
 

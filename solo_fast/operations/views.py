@@ -20,6 +20,11 @@ def time_of(epoch_ms: int) -> datetime:
     return datetime.fromtimestamp(epoch_ms / 1000, UTC)
 
 
+def epoch_ms(time: datetime | None) -> int | None:
+    """Whole milliseconds of the epoch."""
+    return None if time is None else round(time.timestamp() * 1000)
+
+
 def event_view(event: Event) -> m.EventView:
     return m.EventView(
         id=event.id,
@@ -77,6 +82,7 @@ def status(service: Service, recent: Iterable[Event], layers: dict[str, LayerRep
         labels=service.spec.metadata,
         network=service.spec.limits.network,
         sandbox=holding(layers, service.spec.limits.network),
+        circuit=service.breaker.state,
     )
 
 

@@ -26,11 +26,12 @@ class Kind:
     REPLY = 5  # result of a REQUEST
     REFUSAL = 6  # error of a REQUEST: {"error", "message", "details"}
     EXEC = 8  # laid out like LOAD, with "program" in its header; the link closes with the exec, or FAILED comes
-    CHECK = 7  # laid out like LOAD; answered with REPORT, after which the child ends
-    HANDOVER = 40  # finish what came before this, hand the state over (HANDED, or FAILED), then stand by
-    STATE = 41  # a state to take over: behind a LOAD that says so, or to one that stands by (ADOPTED, or FAILED)
-    RESUME = 42  # the swap failed: go on serving
-    GO = 43  # the former version is gone: main() may begin
+    CHECK = 7  # laid out like LOAD; answered with REPORT, after which another CHECK or EXAMINE may come
+    EXAMINE = 40  # the same, for the findings of the static check alone
+    HANDOVER = 44  # finish what came before this, hand the state over (HANDED, or FAILED), then stand by
+    STATE = 45  # a state to take over: behind a LOAD that says so, or to one that stands by (ADOPTED, or FAILED)
+    RESUME = 46  # the swap failed: go on serving
+    GO = 47  # the former version is gone: main() may begin
     # service to kernel
     READY = 16  # the service is loaded; its methods
     FAILED = 17  # it is not, and why: {"message", "diagnostics"}
@@ -40,7 +41,7 @@ class Kind:
     REQUEST = 21  # {"operation", …}: the service wants something of the kernel
     LOG = 22  # one line of solo.log
     CODE = 23  # the marshalled code object, kept for restarts
-    REPORT = 24  # outcome of CHECK
+    REPORT = 24  # outcome of CHECK or EXAMINE
     HANDED = 48  # the state, with the id of the HANDOVER
     ADOPTED = 49  # with the id of the STATE; a checkpoint of what was made of it, where the service persists
     CHECKPOINT = 50  # the state, for the store

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from solo_fast.domain.errors import SoloError
+
+if TYPE_CHECKING:
+    from solo_fast.runtime.process import Process
 
 
 @dataclass(slots=True)
@@ -16,12 +20,14 @@ class Message:
     Attributes:
         kind: Kind.CALL or Kind.CAST.
         future: of a call: its result. Of a cast: done, with nothing, once it is on its way; None: nobody waits.
+        sent_to: the process that got it in the end.
     """
 
     kind: int
     method: str
     arguments: bytes
     future: asyncio.Future[bytes] | None
+    sent_to: Process | None = None
 
     @property
     def abandoned(self) -> bool:

@@ -22,6 +22,7 @@ from solo_fast.runtime.mailbox import Message
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
+UNSENT_BYTES_MAX = 32 * 1024 * 1024  # what a service may leave unread on its link
 EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for, and its last frames
 LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
@@ -74,6 +75,18 @@ class Description:
     concurrent: bool
     any_method: bool = False  # it says for itself, at the call, what it has
     persist: bool = False
+
+    @classmethod
+    def of(cls, described: Any) -> Description:
+        """Of what its process says, which may be anything.
+
+        Raises:
+            ValueError, TypeError: it is not what a service says.
+        """
+        made = cls(**{**described, "methods": frozenset(described.get("methods", ()))})
+        if not all(isinstance(name, str) for name in (made.kind, made.class_name, *made.methods)):
+            raise ValueError("it describes itself by something else than names")
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +266,11 @@ class Process(asyncio.Protocol):
         if source.program is not None:
             return await self._become(source, source.program, timeout_s)
         described = await self._order(Kind.LOAD, source, timeout_s, "load")
-        described["methods"] = frozenset(described["methods"])
-        return Description(**described)
+        try:
+            return Description.of(described)
+        except (TypeError, ValueError) as error:
+            self.kill()
+            raise deploy_failed(f"the source broke its link to the kernel: {error}") from None
 
     async def _become(self, source: Source, program: Program, timeout_s: float) -> Description:
         """Turn the blank into an external binary, and wait until it accepts where it will be called."""
@@ -281,17 +297,14 @@ class Process(asyncio.Protocol):
                 f"the program did not accept on {door.address} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             )
 
-    async def check(self, source: Source, timeout_s: float) -> dict[str, Any]:
-        """Have the source compiled and its methods reported; the process ends with it.
+    async def check(self, source: Source, timeout_s: float, kind: int) -> dict[str, Any]:
+        """Have a blank report on the source (Kind.CHECK) or examine it (Kind.EXAMINE); it stays a blank.
 
         Raises:
-            DeployFailed: the compiler did not come back in time, or took the process down.
+            DeployFailed: it did not come back in time, or the source took it down. The process is ended.
         """
-        try:
-            report: dict[str, Any] = await self._order(Kind.CHECK, source, timeout_s, "compile")
-            return report
-        finally:
-            self.kill()
+        report: dict[str, Any] = await self._order(kind, source, timeout_s, "compile")
+        return report
 
     def _order_frame(self, kind: int, source: Source) -> bytes:
         header = {
@@ -448,13 +461,20 @@ class Process(asyncio.Protocol):
         self._settle(message_id, result, error)
 
     def reply(self, message_id: int, body: bytes) -> None:
-        self._write(frame(Kind.REPLY, message_id, body))
+        self._answer(frame(Kind.REPLY, message_id, body))
 
     def refuse(self, message_id: int, error: SoloError) -> None:
         body: dict[str, Any] = {"error": error.code, "message": error.message, "details": error.details}
         if error.retry_after_ms is not None:
             body["retry_after_ms"] = error.retry_after_ms
-        self._write(frame(Kind.REFUSAL, message_id, orjson.dumps(body)))
+        self._answer(frame(Kind.REFUSAL, message_id, orjson.dumps(body)))
+
+    def _answer(self, data: bytes) -> None:
+        """Who asks and asks and takes no answers would fill the kernel's memory with them."""
+        if self.unsent_bytes > UNSENT_BYTES_MAX:
+            self._broken(FrameError("it asks, and does not read the answers"))
+        else:
+            self._write(data)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -474,13 +494,15 @@ class Process(asyncio.Protocol):
         try:
             for kind, message_id, body in self._reader.feed(data):
                 self._take(kind, message_id, body)
-        except (FrameError, ValueError, KeyError) as error:
-            self._broken(FrameError(str(error)))
+        except Exception as error:  # whatever is in a frame, its sender has made it up
+            self._broken(error if isinstance(error, FrameError) else FrameError(f"{type(error).__name__} {error}"))
 
     def _take(self, kind: int, message_id: int, body: bytes) -> None:
         if kind == Kind.RESULT:
             self._settle(message_id, body, None)
         elif kind == Kind.DONE:
+            if self.pending.get(message_id) is not None:
+                raise FrameError("it says of a call that it was a cast")
             self.pending.pop(message_id, None)
             self._let_go(message_id)
         elif kind == Kind.ERROR:
@@ -494,7 +516,7 @@ class Process(asyncio.Protocol):
             self._loaded(orjson.loads(body), None)
         elif kind == Kind.FAILED:
             failed = orjson.loads(body)
-            error = deploy_failed(failed["message"], failed["diagnostics"])
+            error = deploy_failed(str(failed["message"]), list(failed["diagnostics"]))
             self._loaded(None, error)
             self._answered(message_id, b"", error)
         elif kind == Kind.CODE:

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 
 from solo_fast.domain.errors import InternalError
+from solo_fast.store.database import StoreUnavailable
 
 _AS_A_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -61,7 +62,7 @@ class Rooms:
         """A fresh one each time, so that a service that is still ending never shares it with its successor.
 
         Raises:
-            InternalError: the directory can't be made, or all user ids are taken.
+            StoreUnavailable: the directory can't be made. InternalError: all user ids are taken.
         """
         self._made += 1
         path = self.root / f"{tenant}.{service_id}.{self._made}"[-200:]
@@ -72,7 +73,10 @@ class Rooms:
                 os.chown(path, uid, uid)
         except OSError as error:
             self.release_uid(uid)
-            raise InternalError(f"no work directory can be made: {error.strerror}") from None
+            raise StoreUnavailable(
+                f"no work directory could be made ({error.strerror}); free disk space, then try again",
+                retry_after_ms=1000,
+            ) from None
         return Room(path, uid)
 
     def release(self, room: Room) -> None:

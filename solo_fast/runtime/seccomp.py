@@ -40,9 +40,9 @@ sched_setscheduler 144 119, seccomp 317 277, semctl 66 191, semget 64 190, sendm
 sendto 44 206, set_mempolicy 238 237, set_mempolicy_home_node 450 450, setdomainname 171 162, setfsgid 123 152,
 setfsuid 122 151, setgid 106 144, setgroups 116 159, sethostname 170 161, setns 308 268, setpgid 109 154,
 setpriority 141 140, setregid 114 143, setresgid 119 149, setresuid 117 147, setreuid 113 145, setsid 112 157,
-settimeofday 164 170, setuid 105 146, shmat 30 196, shmctl 31 195, shmget 29 194, socket 41 198, swapoff 168 225,
-swapon 167 224, sysfs 139 -, syslog 103 116, umount2 166 39, unshare 272 97, uselib 134 -, userfaultfd 323 282,
-ustat 136 -, vfork 58 -, vhangup 153 58
+settimeofday 164 170, setuid 105 146, shmat 30 196, shmctl 31 195, shmget 29 194, socket 41 198, socketpair 53 199,
+swapoff 168 225, swapon 167 224, sysfs 139 -, syslog 103 116, umount2 166 39, unshare 272 97, uselib 134 -,
+userfaultfd 323 282, ustat 136 -, vfork 58 -, vhangup 153 58
 """
 """Name, number on x86-64, number on aarch64; from the kernel's unistd.h. Numbers from 424 on are the same on both."""
 
@@ -126,7 +126,7 @@ BASE: tuple[Rule, ...] = (
 )
 """For the zygote and all its children."""
 
-_CLOSED: tuple[Rule, ...] = (
+CLOSED: tuple[Rule, ...] = (
     Rule("process_vm_readv pidfd_getfd"),  # which the guard of a service under loopback needs
     Rule("unshare setns setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset"),
     Rule("clone", (If(0, "any_bit", CLONE_NEW_ANY),)),
@@ -220,14 +220,15 @@ def closing(network: str, *, lifeline_fd: int, programs: bool, forks: bool) -> b
         programs, forks: whether it may execute programs, and make processes.
     """
     sockets = _ONLY_UNIX if programs and network == "none" else _NETWORK[network]
-    rules = _CLOSED + _lifeline(lifeline_fd) + sockets
+    rules = CLOSED + _lifeline(lifeline_fd) + sockets
     return assemble(rules + (() if programs else _NO_PROGRAMS) + (() if forks else _NO_FORKS))
 
 
-def _numbers() -> dict[str, int]:
+def numbers() -> dict[str, int]:
+    """The table's calls by name; -1 for one that this machine does not have."""
     column, _ = _MACHINES[platform.machine()]
     entries = (entry.split() for entry in _SYSCALLS.split(","))
-    return {entry[0]: int(entry[column]) for entry in entries if entry[column] != "-"}
+    return {entry[0]: -1 if entry[column] == "-" else int(entry[column]) for entry in entries}
 
 
 def assemble(rules: tuple[Rule, ...]) -> bytes:
@@ -235,12 +236,12 @@ def assemble(rules: tuple[Rule, ...]) -> bytes:
 
     It tests the number once for each call in the rules; from that the kernel makes a bitmap of those always allowed.
     """
-    numbers = _numbers()
+    by_name = numbers()
     by_number: dict[int, list[Rule]] = {}
     for rule in rules:
         for name in rule.names.split():
-            if name in numbers:
-                by_number.setdefault(numbers[name], []).append(rule)
+            if by_name[name] >= 0:
+                by_number.setdefault(by_name[name], []).append(rule)
     _, arch = _MACHINES[platform.machine()]
     code: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCH_AT),

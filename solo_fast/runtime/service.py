@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -12,23 +13,41 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, ShuttingDown, SoloError, TenantOverloaded
+from solo_fast.domain.errors import (
+    BreakerOpen,
+    DeadlineExceeded,
+    NotFound,
+    ServiceError,
+    ShuttingDown,
+    SoloError,
+    TenantOverloaded,
+)
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
+from solo_fast.domain.messages import Circuit, Figures, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.breaker import BreakerSettings, CircuitBreaker
 from solo_fast.runtime.checkpoints import CheckpointStore
+from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.external import Program
 from solo_fast.runtime.frames import RESTORE, Kind
 from solo_fast.runtime.keepsake import Keepsake
 from solo_fast.runtime.mailbox import Mailbox, Message
-from solo_fast.runtime.process import Description, Ending, Owner, Process, Source, deploy_failed
+from solo_fast.runtime.process import (
+    UNSENT_BYTES_MAX,
+    Description,
+    Ending,
+    Owner,
+    Process,
+    Source,
+    deploy_failed,
+)
 from solo_fast.runtime.rooms import Room
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 RECENT_EVENTS = 10
-UNSENT_BYTES_MAX = 32 * 1024 * 1024
+PROBING_RETRY_MS = 100  # while the calls that are to close or open a half-open circuit are under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +65,25 @@ class Limits:
     network: Network
     max_open_files: int
     max_file_bytes: int
+    breaker_failures: int
+    breaker_open_ms: int
+    breaker_successes: int
+    breaker_probes: int
+    breaker_failure_percent: int
+    breaker_window_ms: int
+    breaker_min_calls: int
+
+    @property
+    def breaker(self) -> BreakerSettings:
+        return BreakerSettings(
+            failures=self.breaker_failures,
+            open_s=self.breaker_open_ms / 1000,
+            successes=self.breaker_successes,
+            probes=self.breaker_probes,
+            failure_percent=self.breaker_failure_percent,
+            window_s=self.breaker_window_ms / 1000,
+            min_calls=self.breaker_min_calls,
+        )
 
 
 @dataclass(slots=True)
@@ -94,7 +132,7 @@ class Probation:
     """The time in which a swap can be taken back.
 
     Attributes:
-        former: the version before it, and persist, whether that one kept its state.
+        former: the version before it; persist: whether that one kept its state; examination: its check's findings.
         state: of the moment of the swap; what happened since is lost if it is taken back.
         cause: the event of the swap.
         end: of the time; None while the swap is not on record yet.
@@ -102,6 +140,7 @@ class Probation:
 
     former: Spec
     persist: bool
+    examination: Examination
     state: Keepsake
     cause: Event
     end: asyncio.TimerHandle | None = None
@@ -136,6 +175,8 @@ class Service(Owner):
         requests_pending: what it has asked of the kernel and is not answered yet.
         replacing: its successor is coming up.
         beside: processes that load or stand by to take the place of the present one, and those that end.
+        examination: what the static check of its source found.
+        breaker: its circuit, which calls pass; a new version has a new one.
     """
 
     def __init__(self, spec: Spec, house: House) -> None:
@@ -147,6 +188,9 @@ class Service(Owner):
         self.described: Description | None = None
         self.requests_pending = 0
         self.replacing = False
+        self.examination: Examination = CLEAN
+        self.breaker = CircuitBreaker(spec.limits.breaker, time.monotonic, self._circuit_changed)
+        self._circuit_event: Event | None = None
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self._process: Process | None = None
@@ -292,6 +336,7 @@ class Service(Owner):
                 message.fail(self._unknown(message.method))
                 continue
             self._process.send(message)
+            message.sent_to = self._process
             if message.kind == Kind.CAST and message.future is not None:
                 message.future.set_result(b"")
 
@@ -323,6 +368,7 @@ class Service(Owner):
         self.spec = spec
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
+        self._new_circuit()
 
     async def halt(self) -> None:
         """Stop the process for good, so that another can start in its place; messages are held, the state is kept."""
@@ -332,6 +378,11 @@ class Service(Owner):
         if self._process is not None and not self._process.exited.done():
             await self._process.stop("replaced", self.spec.limits.shutdown_timeout_ms / 1000)
         await self.house.checkpoints.flush(self.spec.tenant, self.spec.service_id)
+
+    async def restarted(self) -> None:
+        """Let a restart, or the way back from a swap, come to its end; for as long as a start may take."""
+        if self._restarting is not None:
+            await asyncio.wait([self._restarting], timeout=self.spec.limits.startup_timeout_ms / 1000)
 
     async def start_again(self, state: ServiceState, cause: Event) -> None:
         """After `halt`, when nothing came in its place: become what it was."""
@@ -381,21 +432,22 @@ class Service(Owner):
             return False
         if probation.end is not None:
             probation.end.cancel()
+        bad, former = self.spec.version.number, probation.former
+        again = replace(former.version, number=bad + 1, deployed_ms=time.time_ns() // 1_000_000, origin="rollback")
+        self._adopt(replace(former, version=again))
+        self.examination = probation.examination
         self._become("restarting")
-        self._restarting = asyncio.get_running_loop().create_task(self._roll_back(probation, reason, cause))
+        self._restarting = asyncio.get_running_loop().create_task(self._roll_back(probation, bad, reason, cause))
         return True
 
-    async def _roll_back(self, probation: Probation, reason: str, cause: Event | None) -> None:
+    async def _roll_back(self, probation: Probation, bad: int, reason: str, cause: Event | None) -> None:
         began = time.monotonic()
-        process, bad = self._process, self.spec.version.number
+        process = self._process
         assert process is not None
         process.stopping = True
         process.kill()
         await asyncio.shield(process.exited)
         self._mailbox.put_first(process.unbegun())
-        former = probation.former
-        again = replace(former.version, number=bad + 1, deployed_ms=time.time_ns() // 1_000_000, origin="rollback")
-        self._adopt(replace(former, version=again))
         self._carried = state = await probation.state.take()
         failure: SoloError | None = None
         try:
@@ -403,9 +455,9 @@ class Service(Owner):
         except SoloError as error:
             failure = error
         payload = {
-            "version": again.number,
+            "version": self.spec.version.number,
             "from_version": bad,
-            "to_version": former.version.number,
+            "to_version": probation.former.version.number,
             "reason": reason,
             "pid": self.pid,
             "pause_ms": round((time.monotonic() - began) * 1000, 3),
@@ -543,24 +595,86 @@ class Service(Owner):
         Raises:
             NotFound: no such method. InvalidRequest: the arguments don't fit. ServiceError: it raised, or it died.
             TenantOverloaded: the mailbox is full. DeadlineExceeded: no answer within `timeout_s` seconds.
+            BreakerOpen: it failed too often of late.
         """
-        running = self.state == "running"
-        future = self._send_call(method, arguments) if running else self._hold(Kind.CALL, method, arguments)
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, future, method, timeout_s)
+        breaker = self.breaker
+        ticket = self._pass_circuit() if breaker.watching else breaker.generation
+        sent_to: Process | None = None
+        held: Message | None = None
         try:
-            return await future
-        finally:
-            timer.cancel()
-            self._mailbox.discard(future)
+            if self.state == "running":
+                sent_to = self._room_for_call(method)
+                future = sent_to.send_call(method, arguments)
+            else:
+                held, future = self._hold(Kind.CALL, method, arguments)
+            timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, future, method, timeout_s)
+            try:
+                result = await future
+            finally:
+                timer.cancel()
+                if held is not None:
+                    self._mailbox.discard(future)
+                    sent_to = held.sent_to
+        except BaseException as error:
+            self._call_failed(breaker, ticket, sent_to, error)
+            raise
+        if breaker.watching:
+            breaker.succeeded(ticket)
+        return result
 
-    def _send_call(self, method: str, arguments: bytes) -> asyncio.Future[bytes]:
+    def _room_for_call(self, method: str) -> Process:
         process = self._admit(method)
         if process.calls_pending >= self.spec.limits.max_in_flight:
             raise TenantOverloaded(
                 f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
                 retry_after_ms=100,
             )
-        return process.send_call(method, arguments)
+        return process
+
+    def _pass_circuit(self) -> int:
+        """A ticket of the circuit breaker.
+
+        Raises:
+            BreakerOpen: there is none. ServiceError: the service was given up, which says more.
+        """
+        if self.state == "gave_up":
+            raise self._gave_up()
+        ticket = self.breaker.admit()
+        if ticket is not None:
+            return ticket
+        left_ms = math.ceil(self.breaker.left_s * 1000)
+        when = f"calls are let through again in {left_ms} ms" if left_ms else "a few calls are just finding out more"
+        raise BreakerOpen(
+            f"the circuit of {self.spec.service_id} is {self.breaker.state}, because calls kept failing; {when}",
+            details={"circuit": self.breaker.state},
+            retry_after_ms=left_ms or PROBING_RETRY_MS,
+        )
+
+    @staticmethod
+    def _call_failed(breaker: CircuitBreaker, ticket: int, process: Process | None, error: BaseException) -> None:
+        """Tell the breaker: what its code raised, its death and its silence are the service's failures.
+
+        A crash counts once, however many calls it took along: one that is over by a restart is no reason to close down.
+        """
+        if process is not None and isinstance(error, ServiceError | DeadlineExceeded):
+            breaker.failed(ticket, incident=process.pid if process.exited.done() else 0)
+        else:
+            breaker.released(ticket)
+
+    def _circuit_changed(self, circuit: Circuit, figures: dict[str, Any]) -> None:
+        event_type = "circuit_opened" if circuit == "open" else f"circuit_{circuit}"
+        event = self._event(event_type, figures, self._circuit_event)
+        self._circuit_event = None if circuit == "closed" else event
+        self.house.note(event)
+
+    def _new_circuit(self) -> None:
+        """A new version has a new one, and one that opens soon takes the version back."""
+        self.breaker = CircuitBreaker(self.spec.limits.breaker, time.monotonic, self._circuit_changed)
+        self.breaker.on_open = self._circuit_opened
+        self._circuit_event = None
+
+    def _circuit_opened(self) -> None:
+        self.regret("its circuit opened", self._circuit_event)
 
     def _expire(self, future: asyncio.Future[bytes], method: str, timeout_s: float) -> None:
         if future.done():
@@ -584,7 +698,7 @@ class Service(Owner):
             self._admit(method).send_cast(method, arguments)
             return
         timeout_s = self.spec.limits.startup_timeout_ms / 1000
-        future = self._hold(Kind.CAST, method, arguments)
+        _, future = self._hold(Kind.CAST, method, arguments)
         try:
             await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
@@ -613,7 +727,7 @@ class Service(Owner):
         known = ", ".join(sorted(self.described.methods if self.described else ())) or "none"
         return NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
 
-    def _hold(self, kind: int, method: str, arguments: bytes) -> asyncio.Future[bytes]:
+    def _hold(self, kind: int, method: str, arguments: bytes) -> tuple[Message, asyncio.Future[bytes]]:
         """Keep a message until a process can take it: for the restart or the swap that is under way."""
         if self._ended:
             raise self.gone()
@@ -625,8 +739,9 @@ class Service(Owner):
                 f"the mailbox of {self.spec.service_id} is full while it is {self.state}", retry_after_ms=500
             )
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._mailbox.put(Message(kind, method, arguments, future))
-        return future
+        message = Message(kind, method, arguments, future)
+        self._mailbox.put(message)
+        return message, future
 
     def _not_up(self, timeout_s: float) -> DeadlineExceeded:
         return DeadlineExceeded(

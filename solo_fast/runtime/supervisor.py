@@ -15,8 +15,8 @@ from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, Shutt
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.domain.layers import LayerReport
-from solo_fast.domain.messages import Format, Stream
-from solo_fast.runtime.bounds import Bounds
+from solo_fast.domain.messages import CodeCheck, Format, Stream
+from solo_fast.runtime.checkers import Checkers
 from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.draining import end_all
 from solo_fast.runtime.pool import WarmPool
@@ -30,7 +30,6 @@ from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
 CODE_BYTES_MAX = 32 * 1024 * 1024  # compiled code kept for restarts, all tenants
-CHECK_SECONDS = 5.0
 
 RequestHandler = Callable[[Service, Process, int, bytes], Coroutine[Any, Any, None]]
 
@@ -95,6 +94,7 @@ class Supervisor:
         self.checkpoints = CheckpointStore(store)
         self.swaps = Swaps(self, store)
         self._handle_request = handle_request
+        self.checkers = Checkers(self._pool, self._rooms)
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
@@ -107,6 +107,7 @@ class Supervisor:
         """Fill the pool; the zygote is ready."""
         self._rooms.gives_uids = self._zygote.layers["uid"].holds
         self._pool.refill()
+        self.checkers.begin()
 
     @property
     def layers(self) -> dict[str, LayerReport]:
@@ -131,6 +132,7 @@ class Supervisor:
         settings: Settings,
         replace: bool,
         services_max: int,
+        code_check: CodeCheck = "off",
     ) -> Service:
         """Bring a new service up and make it the one that `service_id` names.
 
@@ -138,12 +140,15 @@ class Supervisor:
 
         Args:
             limits: resolved; `settings` holds what was asked for.
+            code_check: what findings of the static check do.
 
         Raises:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
-            TenantOverloaded: the tenant has its limit of services.
+            TenantOverloaded: the tenant has its limit of services. StoreUnavailable: it could not be put on disk, and
+            nothing is left of it; a former one still serves.
         """
         self.check_open()
+        self._store.check_writable()  # before its code runs
         former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
@@ -163,7 +168,7 @@ class Supervisor:
         else:
             self.services.put(tenant, service_id, service)
         try:
-            await self._come_up(service, former)
+            await self._come_up(service, former, code_check)
         except BaseException:
             if former is None:
                 self.services.remove(tenant, service_id)
@@ -198,15 +203,15 @@ class Supervisor:
             await service.end("killed", 0)
             raise NotFound(f"{spec.service_id} was killed while it was being replaced")
 
-    async def _come_up(self, service: Service, former: Service | None) -> None:
+    async def _come_up(self, service: Service, former: Service | None, code_check: CodeCheck) -> None:
         spec, replaced = service.spec, former is not None
         self._coming_up.add(service)
         try:
-            described = await service.start()
+            described = await self.checkers.start(service, code_check)
         except DeployFailed as error:
             self.check_open()
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
-            await self._store.record(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
+            await self._store.keep(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
         finally:
             self._coming_up.discard(service)
@@ -219,6 +224,7 @@ class Supervisor:
             "methods": sorted(described.methods)[:100],
             "source_sha256": hashlib.sha256(spec.text).hexdigest(),
             "replaced": replaced,
+            **service.examination.for_event(),
         }
         cause = Event.new(spec.tenant, "service_deployed", spec.service_id, deployed)
         started = Event.new(spec.tenant, "service_started", spec.service_id, {"pid": service.pid}, cause)
@@ -239,8 +245,11 @@ class Supervisor:
         grace_s: float | None,
         force: bool,
         leaving: Callable[[Event], Sequence[Event]],
-    ) -> float:
-        """Forget the service and end its process in the background; the grace period that it gets, seconds.
+    ) -> tuple[float, bool]:
+        """Forget the service and end its process in the background.
+
+        Returns:
+            The grace period that it gets, seconds; and whether the kill is on disk, or waits for room there.
 
         Args:
             leaving: makes the events of what goes with the service; they share its transaction.
@@ -256,8 +265,8 @@ class Supervisor:
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
         killed = Event.new(tenant, "service_killed", service_id, payload)
         self.checkpoints.killed(tenant, service_id)
-        await self._store.record(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
-        return grace_s
+        durable = await self._store.keep(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
+        return grace_s, durable
 
     async def _end(self, service: Service, grace_s: float) -> None:
         await service.end("killed", grace_s)
@@ -275,6 +284,10 @@ class Supervisor:
             raise NotFound(f"there is no service {service_id!r} of tenant {tenant!r}; `list` shows what there is")
         return service
 
+    def breakers_open(self) -> int:
+        """Services whose circuit is open or half open."""
+        return sum(service.breaker.state in ("open", "half_open") for service in self.services.all())
+
     # -- recovery ------------------------------------------------------------------------------------------------
 
     def expect(self, row: ServiceRow, limits: Limits) -> Service:
@@ -289,14 +302,8 @@ class Supervisor:
         self._versions_before[row.tenant, row.service_id] = row.version.number
 
     async def check(self, filename: str, text: bytes) -> dict[str, Any]:
-        """Compile source and report its methods in a process of its own, which runs nothing of it."""
-        process = await self._pool.take()
-        uid = self._rooms.take_uid()
-        try:
-            return await process.check(Source("", "", filename, text, "", Bounds(uid=uid)), CHECK_SECONDS)
-        finally:
-            self._rooms.release_uid(uid)
-            self._pool.refill()
+        """Compile source and report its methods and findings, in a process that runs nothing of it."""
+        return await self.checkers.report(filename, text)
 
     # -- the house of its services -------------------------------------------------------------------------------
 
@@ -377,6 +384,7 @@ class Supervisor:
         await end_all([*{*self.services.all(), *self._coming_up}], grace_s, lambda: self._hurried)
         for request in list(self._requests):
             request.cancel()
+        await self.checkers.close()
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)

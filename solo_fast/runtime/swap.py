@@ -17,8 +17,10 @@ from typing import Any, Protocol
 
 from solo_fast.domain.errors import AlreadyExists, NotFound, SoloError
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Format, Strategy, Stream
+from solo_fast.domain.messages import CodeCheck, Format, Strategy, Stream
+from solo_fast.runtime.checkers import Checkers
 from solo_fast.runtime.checkpoints import CheckpointStore
+from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.frames import CODE_CHANGE, RESTORE_IF_PERSISTENT, Kind
 from solo_fast.runtime.keepsake import Keepsake
 from solo_fast.runtime.process import Description, Owner, Process, deploy_failed
@@ -38,21 +40,27 @@ class Floor(Protocol):
 
     scratch: Path
     checkpoints: CheckpointStore
+    checkers: Checkers
 
-    async def check(self, filename: str, text: bytes) -> dict[str, Any]: ...
     def check_open(self) -> None: ...
     def in_background(self, work: Coroutine[Any, Any, None]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to run in place of the present version. `limits` are resolved; `settings` holds what was asked for."""
+    """What is to run in place of the present version.
+
+    Attributes:
+        limits: resolved; `settings` holds what was asked for.
+        code_check: what findings of the static check do.
+    """
 
     format: Format
     filename: str
     text: bytes
     limits: Limits
     settings: Settings
+    code_check: CodeCheck
     origin: Origin = "swap"
 
 
@@ -63,6 +71,7 @@ class Swapped:
     version: int
     pause_ms: float
     state_bytes: int
+    examination: Examination
 
 
 class _Candidate(Owner):
@@ -89,6 +98,26 @@ class _Candidate(Owner):
         await self._service.drained()
 
 
+class _Trial:
+    """A new version that is checked and starts, beside the service that it is for (runtime/checkers.py)."""
+
+    process: Process
+
+    def __init__(self, service: Service, spec: Spec, hand_over: str, state: bytes = b"") -> None:
+        self.spec = spec
+        self.examination = CLEAN
+        self._service = service
+        self._word_and_state = hand_over, state
+
+    async def start(self) -> Description:
+        owner = _Candidate(self._service, self.spec)
+        self.process, described = await self._service.launch(self.spec, owner, *self._word_and_state)
+        return described
+
+    async def end(self, reason: str, grace_s: float) -> None:
+        self._service.drop(self.process)
+
+
 @dataclass(slots=True)
 class _Outcome:
     """What a strategy brought about, before it is on record.
@@ -104,6 +133,7 @@ class _Outcome:
     probation: Probation
     pause_ms: float
     state: bytes
+    examination: Examination
     former: Process | None = None
     was: Description | None = None
     checkpoint: bytes = b""
@@ -124,15 +154,18 @@ class Swaps:
 
         Raises:
             AlreadyExists: it is being replaced already. DeployFailed: the new version did not come up, or the state
-            could not be handed over: the old one goes on. NotFound: it was killed meanwhile.
+            could not be handed over: the old one goes on. NotFound: it was killed meanwhile. StoreUnavailable: it can't
+            be put on disk, and the old one serves, with what was handled meanwhile.
         """
         self._floor.check_open()
+        self._store.check_writable()  # before its code runs
         if service.replacing or service.state == "starting":
             raise AlreadyExists(
                 f"{service.spec.service_id} is just being replaced by somebody else; try again when that is done"
             )
         service.replacing = True
         try:
+            await service.restarted()
             return await self._swap(service, wanted, strategy, window_ms)
         finally:
             service.replacing = False
@@ -151,27 +184,29 @@ class Swaps:
         self._store.record_soon(started)
         try:
             if strategy == "hot" and service.state == "running":
-                outcome = await self._hot(service, spec, started)
+                outcome = await self._hot(service, spec, wanted.code_check, started)
             else:
-                outcome = await self._replace(service, spec, started)
+                outcome = await self._replace(service, spec, wanted.code_check, started)
         except SoloError as error:
             told = error.details.get("diagnostics", [])[:DIAGNOSTICS_MAX]
             failed = {**numbers, "message": error.message, "diagnostics": told}
-            await self._store.record(_event(spec, "hot_swap_failed", failed, started))
+            await self._store.keep(_event(spec, "hot_swap_failed", failed, started))
             if service.ended_for_good:
                 raise service.gone() from None
             raise
         await self._record(service, former, outcome, started, numbers)
         self._settle(service, former, outcome, window_ms)
-        return Swapped(version.number, outcome.pause_ms, len(outcome.state))
+        return Swapped(version.number, outcome.pause_ms, len(outcome.state), outcome.examination)
 
     # -- hot -----------------------------------------------------------------------------------------------------
 
-    async def _hot(self, service: Service, spec: Spec, started: Event) -> _Outcome:
+    async def _hot(self, service: Service, spec: Spec, code_check: CodeCheck, started: Event) -> _Outcome:
         old, was = service.process, service.described
         assert old is not None
         assert was is not None
-        process, described = await service.launch(spec, _Candidate(service, spec), CODE_CHANGE)
+        trial = _Trial(service, spec, CODE_CHANGE)
+        described = await self._floor.checkers.start(trial, code_check)
+        process = trial.process
         try:
             if service.process is not old or service.state != "running":
                 raise deploy_failed("the old version ended while the new one came up; try again")
@@ -182,7 +217,9 @@ class Swaps:
         except BaseException:
             service.drop(process)
             raise
-        return _Outcome(process, described, probation, _ms_since(began), state, old, was, checkpoint)
+        service.examination = trial.examination
+        pause_ms = _ms_since(began)
+        return _Outcome(process, described, probation, pause_ms, state, trial.examination, old, was, checkpoint)
 
     async def _hand_over(self, service: Service, old: Process, new: Process, spec: Spec) -> tuple[bytes, bytes]:
         """Have `new` stand where `old` stood; the state, and what the new one would have kept of it.
@@ -207,26 +244,38 @@ class Swaps:
 
     # -- replace: stop, then start -------------------------------------------------------------------------------
 
-    async def _replace(self, service: Service, spec: Spec, started: Event) -> _Outcome:
+    async def _replace(self, service: Service, spec: Spec, code_check: CodeCheck, started: Event) -> _Outcome:
         if spec.program is None:
-            report = await self._floor.check(spec.version.filename, spec.text)
-            if not report["ok"]:
-                raise deploy_failed(report["diagnostics"][0]["message"], report["diagnostics"])
+            await self._check(spec, code_check)
         before, was, began = service.state, service.described, time.monotonic()
         try:
             await service.halt()
             state = await self._floor.checkpoints.newest(spec.tenant, spec.service_id)
             word = RESTORE_IF_PERSISTENT if state else ""
-            process, described = await service.launch(spec, _Candidate(service, spec), word, state)
+            trial = _Trial(service, spec, word, state)
+            described = await self._floor.checkers.start(trial, code_check)
         except BaseException:
             await service.start_again(before, started)
             raise
+        process = trial.process
         if service.ended_for_good:
             service.drop(process)
             raise deploy_failed("it was killed")
         probation = _probation(service, state, started, persist=was.persist if was is not None else bool(state))
         service.switch(spec, process, described, probation=probation)
-        return _Outcome(process, described, probation, _ms_since(began), state)
+        service.examination = trial.examination
+        return _Outcome(process, described, probation, _ms_since(began), state, trial.examination)
+
+    async def _check(self, spec: Spec, code_check: CodeCheck) -> None:
+        """What can be said of a version before the old one stops; raises DeployFailed."""
+        checkers = self._floor.checkers
+        report = await checkers.report(spec.version.filename, spec.text)
+        if not report["ok"]:
+            raise deploy_failed(report["diagnostics"][0]["message"], report["diagnostics"])
+        if code_check == "deny":
+            examination = await checkers.examination(spec.tenant, spec.text)
+            if examination.errors:
+                raise examination.refusal()
 
     # -- after the switch ----------------------------------------------------------------------------------------
 
@@ -242,6 +291,7 @@ class Swaps:
             "kind": described.kind,
             "methods": sorted(described.methods)[:METHODS_MAX],
             "pid": outcome.process.pid,
+            **outcome.examination.for_event(),
         }
         event = outcome.probation.cause = _event(spec, "hot_swap_succeeded", succeeded, started)
         checkpoints, key = self._floor.checkpoints, (spec.tenant, spec.service_id)
@@ -312,7 +362,7 @@ class Swaps:
 
 
 def _probation(service: Service, state: bytes, cause: Event, *, persist: bool) -> Probation:
-    return Probation(service.spec, persist, Keepsake(state), cause)
+    return Probation(service.spec, persist, service.examination, Keepsake(state), cause)
 
 
 def _drain_s(spec: Spec) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from pathlib import Path
@@ -74,8 +75,31 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE UNIQUE INDEX registrations_by_handle ON registrations (tenant, handle);
     """,
+    """
+    CREATE TABLE pruned (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        last_id INTEGER NOT NULL,
+        hash BLOB NOT NULL,
+        count INTEGER NOT NULL,
+        pruned_ms INTEGER NOT NULL
+    );
+    """,
 )
 """Migration n brings a database from schema version n to n + 1; `user_version` holds the version."""
+
+QUICK_CHECK_BYTES = 64 * 1024 * 1024
+"""Up to this size a database's structure is checked at each start; it takes some 0.1 s then."""
+
+FULL_BYTES = 256 * 1024
+"""With less than this a disk is called full: SQLite's shared memory alone may ask for some of it."""
+
+_REFUSALS = frozenset({
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB,
+})  # fmt: skip
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+log = logging.getLogger("solo.store")
 
 
 class StoreError(SoloError):
@@ -88,44 +112,121 @@ class StoreUnavailable(KernelOverloaded):
     code = "store_unavailable"
 
 
+def _primary_code(error: Exception) -> int:
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether it is the disk or the file that refused, and not what was to be written."""
+    return isinstance(error, sqlite3.Error) and _primary_code(error) in _REFUSALS
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether the file is no whole database."""
+    return isinstance(error, sqlite3.Error) and _primary_code(error) in _DAMAGE
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """What a caller is told whose write was refused; paths are for the log."""
+    if is_damage(error):
+        advice = "the event store is damaged and takes no writes; its operator should restore a backup"
+        return StoreUnavailable(f"{advice} ({error})")
+    advice = f"the event store can't be written ({error}); free disk space, then try again; reads and calls go on"
+    return StoreUnavailable(advice, retry_after_ms=1000)
+
+
+def damaged(path: Path, what: object) -> StoreError:
+    """The error of a file that is not whole."""
+    return StoreError(f"{path} is damaged: {what}; restore it from a backup (`solo restore`), or move it away")
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Open the database for writing, and bring it to the newest schema.
 
     Raises:
-        StoreError: it is damaged, newer than this Solo, or can't be written.
+        StoreError: it is damaged, newer than this Solo, or can't be written. A file that was there is as it was.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        size = os.fstat(fd).st_size
         os.close(fd)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{path} can't be opened: {error}; check the file's owner and mode, or its disk") from None
     try:
+        _check(connection, path, thorough=size <= QUICK_CHECK_BYTES)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -8192")
+        connection.execute("PRAGMA temp_store = MEMORY")
         _migrate(connection, path)
-    except sqlite3.DatabaseError as error:
+    except sqlite3.Error as error:
         connection.close()
-        raise StoreError(f"{path} can't be used: {error}; restore it from a backup, or move it away") from None
+        raise unusable(path, error) from None
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+def unusable(path: Path, error: sqlite3.Error) -> StoreError:
+    """The error of a database that SQLite will not work with."""
+    if is_damage(error):
+        return damaged(path, error)
+    code = _primary_code(error)
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _disk_is_full(path)):
+        return StoreError(f"{path} can't be written: {error}; free space on its disk")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+        return StoreError(f"{path} can't be written: {error}; check its disk, and owner and mode of file and folder")
+    return StoreError(f"{path} can't be used: {error}; restore it from a backup (`solo restore`), or move it away")
+
+
+def _disk_is_full(path: Path) -> bool:
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < FULL_BYTES
+
+
+def schema_version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def check_known(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreError where the schema is newer than this program."""
+    version = schema_version(connection)
     if version > len(MIGRATIONS):
         raise StoreError(
             f"{path} was written by a newer Solo (schema {version}, this one knows {len(MIGRATIONS)}); use that version"
         )
-    for number in range(version, len(MIGRATIONS)):
-        connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+
+
+def _check(connection: sqlite3.Connection, path: Path, *, thorough: bool) -> None:
+    """Look before the first write."""
+    check_known(connection, path)
+    if thorough:
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise damaged(path, " ".join(found.split()))
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """All that is missing in one transaction: a step that fails leaves the file at the version that it had."""
+    version = schema_version(connection)
+    if version == len(MIGRATIONS):
+        return
+    steps = "".join(MIGRATIONS[version:])
+    connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;")
+    if version:
+        log.info("%s was brought from schema %d to %d", path, version, len(MIGRATIONS))
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
     """A second connection, which can't write."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
     connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA temp_store = MEMORY")
     return connection

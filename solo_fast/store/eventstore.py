@@ -7,6 +7,8 @@ read the store where they begin before it or have lagged behind it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import sqlite3
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -15,13 +17,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from solo_fast._ext.ring import Overrun, Ring
-from solo_fast.domain.errors import ShuttingDown
+from solo_fast.domain.errors import InvalidRequest, ShuttingDown, SoloError
 from solo_fast.domain.events import Event
-from solo_fast.store import database
+from solo_fast.store import chain, copies, database
+from solo_fast.store.database import StoreError, StoreUnavailable
 from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
 from solo_fast.store.pacing import Pacer
-from solo_fast.store.writer import GENESIS, Commit, Writer, Written, chained
+from solo_fast.store.retention import Prune, Retention
+from solo_fast.store.writer import Commit, Writer, Written
 
 PAGE = 256  # events that a watcher reads from the store at once, fewer where they are large
 PAGE_BYTES = 256 * 1024
@@ -30,11 +34,18 @@ BATCH = 32  # events that are delivered at once
 RECENT_EVENTS = 10
 RECENT_SUBJECTS = 10_000
 LOG_BYTES_TOTAL = 256 * 1024 * 1024
+HAND_OVER = 64
+"""Commits that are handed to the writer without waiting for the turn's end, so that both work at the same time."""
+
+CHECKED_AT_START = 1000
+"""Newest events whose chain is checked at each start."""
 
 _COLUMNS = "id, timestamp_ms, tenant, event_type, subject, payload, causation_id"
 _PAYLOAD = 5
 
 T = TypeVar("T")
+
+log = logging.getLogger("solo.store")
 
 
 class EventStore:
@@ -43,15 +54,26 @@ class EventStore:
     Attributes:
         ring: committed events, newest last.
         pacer: gives those their turns who deliver events.
+        refusal: why nothing can be written now; None while writing works.
+        pruned_through: id of the last event that retention has pruned; 0: none.
     """
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, ring_capacity: int, ring_bytes: int, log_bytes: int
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        head: chain.Head,
+        ring_capacity: int,
+        ring_bytes: int,
+        log_bytes: int,
+        retention: Retention,
     ) -> None:
         self.path = path
+        self.refusal: StoreUnavailable | None = None
         self._connection = connection
+        self._head = head
         self.lines = LineTable(connection, log_bytes, LOG_BYTES_TOTAL)
-        self._writer = Writer(connection, self.lines)
+        self._writer = Writer(connection, self.lines, head, retention)
         self.ring = Ring(ring_capacity, self._writer.last_id + 1)
         self._ring_bytes_max = ring_bytes
         self._ring_bytes = 0
@@ -60,8 +82,16 @@ class EventStore:
         self.on_lines_written: Callable[[list[LogLine]], None] = lambda lines: None
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="solo-read")
         self._reader: sqlite3.Connection | None = None
+        self._aside = ThreadPoolExecutor(
+            1, thread_name_prefix="solo-aside"
+        )  # what takes long, on connections of its own
+        self._walk: asyncio.Future[chain.Report] | None = None
+        self.pruned_through = chain.checkpoint(connection).last_id
         self._recent: OrderedDict[tuple[str, str], deque[Event]] = OrderedDict()
         self._closed = False
+        self._commits: list[Commit] = []
+        self._lines: list[LogLine] = []
+        self._handing_over = False
 
     @classmethod
     def open(
@@ -71,13 +101,24 @@ class EventStore:
         ring_capacity: int = 65_536,
         ring_bytes: int = 64 << 20,
         log_bytes_per_service: int = 4 << 20,
+        retention: Retention = Retention(),  # noqa: B008 - it is immutable
     ) -> EventStore:
         """Open or make the database.
 
         Raises:
             StoreError: it can't be used; says why and what to do.
         """
-        return cls(path, database.connect(path), ring_capacity, ring_bytes, log_bytes_per_service)
+        check_not_lost(path)
+        connection = database.connect(path)
+        try:
+            check_newest(connection, path)
+            head = chain.Head(chain.Head.of(path))
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError):
+                raise StoreError(f"{chain.Head.of(path)} can't be opened: {error.strerror}; check its owner") from None
+            raise
+        return cls(path, connection, head, ring_capacity, ring_bytes, log_bytes_per_service, retention)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start writing; callbacks come in `loop`."""
@@ -97,25 +138,64 @@ class EventStore:
         Raises:
             StoreUnavailable: nothing of them was written, and no id was used.
         """
+        await self._commit(Commit(events, self._loop.create_future(), changes))
+
+    async def keep(self, *events: Event, changes: Sequence[Change] = ()) -> bool:
+        """Commit what has happened already, as `record` does; False when that must wait until there is room.
+
+        What is kept is written in order before anything that comes later, but is lost with the kernel's end until then.
+        """
+        return await self._commit(Commit(events, self._loop.create_future(), changes, lasting=True))
+
+    def _commit(self, commit: Commit) -> asyncio.Future[bool]:
         if self._closed:
             raise ShuttingDown("the store is closed")
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._writer.put(Commit(events, done, changes))
-        await done
+        assert commit.done is not None
+        self._put(commit)
+        return commit.done
+
+    def _put(self, commit: Commit) -> None:
+        """To the writer, together with what else this turn of the loop brings: each handing over has its price."""
+        self._commits.append(commit)
+        if len(self._commits) >= HAND_OVER:
+            self._hand_over()
+        elif not self._handing_over:
+            self._hand_over_soon()
+
+    def _hand_over_soon(self) -> None:
+        self._handing_over = True
+        self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._handing_over = False
+        if self._commits or self._lines:
+            self._writer.put(self._commits, self._lines)
+            self._commits, self._lines = [], []
 
     def record_soon(self, *events: Event, changes: Sequence[Change] = ()) -> None:
-        """Commit events and changes without waiting for it, in the order of all others."""
-        self._writer.put(Commit(events, None, changes))
+        """Commit events and changes without waiting for it, in the order of all others; kept while there is no room."""
+        self._put(Commit(events, None, changes, lasting=True))
+
+    def check_writable(self) -> None:
+        """Before work that can't be undone: raise StoreUnavailable while nothing can be written."""
+        if self.refusal is not None:
+            raise _again(self.refusal)
 
     def write_line(self, line: LogLine) -> None:
         """Write a log line in the background."""
-        self._writer.put_line(line)
+        self._lines.append(line)
+        if not self._handing_over:
+            self._hand_over_soon()
 
     def _written(self, written: Written) -> None:
         if written.error is None:
+            append = self.ring.append
             for commit in written.commits:
+                for change in commit.changes:
+                    if isinstance(change, Prune):
+                        self.pruned_through = change.until.last_id
                 for event in commit.events:
-                    self.ring.append(event, event.tenant, event.subject)
+                    append(event, event.tenant, event.subject)
                     self._ring_sizes.append(len(event.payload) + EVENT_BYTES)
                     self._ring_bytes += self._ring_sizes[-1]
                     self._remember(event)
@@ -123,13 +203,18 @@ class EventStore:
             if written.commits:
                 self.pacer.committed(len(written.commits))
                 self.ring.wake(matching_only=True)
+                self.refusal = None
+        elif isinstance(written.error, StoreUnavailable):
+            self.refusal = written.error
         for commit in written.commits:
             if commit.done is None or commit.done.done():
                 continue
             if written.error is None:
-                commit.done.set_result(None)
+                commit.done.set_result(True)
+            elif commit.lasting:
+                commit.done.set_result(False)
             else:
-                commit.done.set_exception(written.error)
+                commit.done.set_exception(_again(written.error))
         if written.lines:
             self.on_lines_written(written.lines)
 
@@ -161,9 +246,19 @@ class EventStore:
         return await self._loop.run_in_executor(self._reading, self._query, query)
 
     def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        if self._reader is None:
-            self._reader = database.connect_to_read(self.path)
-        return query(self._reader)
+        try:
+            if self._reader is None:
+                self._reader = database.connect_to_read(self.path)
+            return query(self._reader)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: sqlite3.Error) -> SoloError:
+        """What a caller is told; the log has the path and the remedy."""
+        log.error("%s", database.unusable(self.path, error).message)
+        if database.is_refusal(error) and not database.is_damage(error):
+            return StoreUnavailable(f"the event store can't be read ({error}); try again", retry_after_ms=1000)
+        return StoreError(f"the event store can't be read ({error}); the kernel's log says which file, and what to do")
 
     async def page(
         self,
@@ -174,11 +269,17 @@ class EventStore:
         event_types: Sequence[str] = (),
         until_id: int | None = None,
         bytes_max: int | None = None,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
     ) -> list[Event]:
         """Up to `limit` events of a tenant behind `since_id`, oldest first, that match every filter that is given.
 
         Args:
             bytes_max: no more than one beyond so many bytes of payload.
+            since_ms, until_ms: epoch milliseconds, both inclusive.
+
+        Raises:
+            InvalidRequest: events behind `since_id` were pruned; 0 starts with the oldest that is there.
         """
         conditions, values = ["tenant = ?", "id > ?"], [tenant, since_id]
         if subject:
@@ -187,16 +288,26 @@ class EventStore:
         if event_types:
             conditions.append(f"event_type IN ({', '.join('?' * len(event_types))})")
             values.extend(event_types)
-        if until_id is not None:
-            conditions.append("id <= ?")
-            values.append(until_id)
+        bounds = ("id <= ?", until_id), ("timestamp_ms >= ?", since_ms), ("timestamp_ms <= ?", until_ms)
+        for condition, bound in bounds:
+            if bound is not None:
+                conditions.append(condition)
+                values.append(bound)
         sql = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(conditions)} ORDER BY id LIMIT ?"  # noqa: S608
 
-        def rows(connection: sqlite3.Connection) -> list[Event]:
+        def query(connection: sqlite3.Connection) -> list[Event]:
             found = connection.execute(sql, (*values, limit))
-            return [_event(row) for row in (found if bytes_max is None else _within(found, bytes_max))]
+            events = [_event(row) for row in (found if bytes_max is None else _within(found, bytes_max))]
+            if since_id:  # looked at last: what is pruned now may have been missing already
+                _check_kept(since_id, chain.checkpoint(connection).last_id)
+            return events
 
-        return await self.read(rows)
+        return await self.read(query)
+
+    def check_kept(self, since_id: int | None) -> None:
+        """Raise InvalidRequest where events behind `since_id` were pruned, and memory has them no more either."""
+        if since_id and since_id + 1 < self.ring.oldest_id:
+            _check_kept(since_id, self.pruned_through)
 
     async def recent(self, tenant: str, subject: str, limit: int = RECENT_EVENTS) -> list[Event]:
         """The newest events of one service, newest last."""
@@ -242,7 +353,25 @@ class EventStore:
 
     async def verify(self) -> int | None:
         """Walk the hash chain; the id at which it breaks, or None when it holds."""
-        return await self.read(_first_break)
+        return (await self.report()).broken_at or None
+
+    async def report(self) -> chain.Report:
+        """Walk the hash chain. Those who ask while somebody's walk is under way share it."""
+        if self._walk is None or self._walk.done():
+            self._walk = self._loop.run_in_executor(self._aside, self._verify)
+        return await asyncio.shield(self._walk)
+
+    def _verify(self) -> chain.Report:
+        newest = chain.Head.read(chain.Head.of(self.path))
+        try:
+            with contextlib.closing(database.connect_to_read(self.path)) as connection:
+                return chain.verify(connection, newest, lambda: self._closed)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from None
+
+    async def backup(self, destination: Path) -> copies.Copy:
+        """Copy the database to a new file while it is in use; see `copies.backup`."""
+        return await self._loop.run_in_executor(self._aside, copies.backup, self.path, destination)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -250,12 +379,15 @@ class EventStore:
         """Write what is left, and close everything."""
         self._closed = True
         self.pacer.close()
+        self._hand_over()
         self._writer.finish()
         await self._loop.run_in_executor(None, self._writer.join)
         await asyncio.sleep(0)  # lets the writer's last call reach those who wait for it
         await self._loop.run_in_executor(self._reading, self._close_reader)
         self._reading.shutdown()
+        await self._loop.run_in_executor(None, self._aside.shutdown)
         self._connection.close()
+        self._head.close()
 
     def _close_reader(self) -> None:
         if self._reader is not None:
@@ -278,12 +410,57 @@ def _event(row: Sequence[Any]) -> Event:
     )
 
 
-def _first_break(connection: sqlite3.Connection) -> int | None:
-    previous, expected = GENESIS, 1
-    columns = "id, timestamp_ms, monotonic_ns, tenant, event_type, subject, CAST(payload AS BLOB), causation_id, hash"
-    for *row, stored in connection.execute(f"SELECT {columns} FROM events ORDER BY id"):  # noqa: S608
-        previous = chained(previous, tuple(row))
-        if row[0] != expected or previous != stored:
-            return expected
-        expected += 1
-    return None
+def _again(error: SoloError) -> SoloError:
+    """The same error for one caller more: each has a traceback of its own."""
+    return type(error)(error.message, details=error.details, retry_after_ms=error.retry_after_ms)
+
+
+def _check_kept(since_id: int, pruned_through: int) -> None:
+    if since_id < pruned_through:
+        oldest = pruned_through + 1
+        raise InvalidRequest(
+            f"events up to {pruned_through} were pruned, so what came behind {since_id} is not all there; start again "
+            f"with since_id 0, which is the oldest that is kept ({oldest})",
+            details={"oldest_id": oldest},
+        )
+
+
+def check_not_lost(path: Path) -> None:
+    """Raise StoreError where there is no database, and was one with events."""
+    newest = chain.Head.read(chain.Head.of(path))
+    if newest is not None and newest[0] and not (path.exists() and path.stat().st_size):
+        raise StoreError(
+            f"{path} is missing or empty, and held events up to {newest[0]}; bring it back, or restore a backup "
+            f"(`solo restore`); to start anew without them, remove {chain.Head.of(path)}"
+        )
+
+
+def check_newest(connection: sqlite3.Connection, path: Path) -> None:
+    """What can be afforded at each start: do the newest events hold together, and is all that was acknowledged there?
+
+    Raises:
+        StoreError: something is missing; names the files and what to do.
+    """
+    try:
+        last_id = connection.execute("SELECT max(id) FROM events").fetchone()[0] or 0
+        whole = chain.newest_holds(connection, CHECKED_AT_START)
+        newest = chain.Head.read(chain.Head.of(path))
+        found = newest and connection.execute("SELECT hash FROM events WHERE id = ?", (newest[0],)).fetchone()
+    except sqlite3.Error as error:
+        raise database.unusable(path, error) from None
+    if not whole:
+        log.error("%s: its newest events are not the ones that were written; `solo events verify` says where", path)
+    if newest is None:
+        return
+    head = chain.Head.of(path)
+    if newest[0] > last_id:
+        what = f"{path} ends at event {last_id}, and event {newest[0]} was acknowledged"
+        why = f"its write-ahead log ({path}-wal) was cut off or is missing, or the file is an older copy"
+    elif not found or found[0] == newest[1]:
+        return
+    else:
+        what, why = f"event {newest[0]} of {path} is not the one that was acknowledged", "the file is another one"
+    raise StoreError(
+        f"{what} ({head}): {why}. Bring the files back, or restore a backup (`solo restore`); to go on with what is "
+        f"there, remove {head}"
+    )

@@ -42,21 +42,27 @@ class LineTable:
         self.recount()
 
     def recount(self) -> None:
-        """Learn the sizes from the table itself: at the start, and after a transaction that failed."""
+        """Learn the sizes from the table itself."""
         rows = self._connection.execute(
             f"SELECT tenant, service_id, sum(length(line) + {OVERHEAD_BYTES}) FROM logs GROUP BY tenant, service_id"  # noqa: S608
         )
         self._sizes: dict[tuple[str, str], int] = {(tenant, service): size for tenant, service, size in rows}
         self._all = sum(self._sizes.values())
 
+    def sizes(self) -> tuple[dict[tuple[str, str], int], int]:
+        """What it knows of the sizes, for `set_sizes` after a transaction that failed."""
+        return dict(self._sizes), self._all
+
+    def set_sizes(self, sizes: tuple[dict[tuple[str, str], int], int]) -> None:
+        self._sizes, self._all = sizes
+
     def insert(self, connection: sqlite3.Connection, lines: list[LogLine]) -> None:
-        if not lines:
-            return
+        """Store lines, within the open transaction, and trim what is too much with them."""
         connection.executemany(
             "INSERT INTO logs (id, timestamp_ms, tenant, service_id, stream, line) VALUES (?, ?, ?, ?, ?, ?)",
             [(one.id, one.timestamp_ms, one.tenant, one.service_id, one.stream, one.line) for one in lines],
         )
-        self.last_id = lines[-1].id
+        self.last_id = max(self.last_id, lines[-1].id)
         for one in lines:
             key = (one.tenant, one.service_id)
             self._sizes[key] = self._sizes.get(key, 0) + one.size

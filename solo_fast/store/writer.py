@@ -1,54 +1,63 @@
-"""The one thread that writes, and group commit: whatever is waiting shares one transaction and one fsync."""
+"""The one thread that writes, and group commit: whatever is waiting shares one transaction and one fsync.
+
+When the disk refuses a transaction, the store is read-only: who waits is told at once, what has happened already is
+kept (store/backlog.py) and tried again, in its order, before anything newer, until there is room for all of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from solo_fast.domain.errors import InternalError, SoloError
 from solo_fast.domain.events import Event
-from solo_fast.store.database import StoreUnavailable
+from solo_fast.store.backlog import Backlog, LostLines
+from solo_fast.store.chain import GENESIS, Head, chained, checkpoint
+from solo_fast.store.database import connect, is_refusal, unavailable
 from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
-
-GENESIS = bytes(32)
-"""What the first event's hash is chained to."""
+from solo_fast.store.retention import ROWS_MAX, Retention
 
 EVENTS_A_COMMIT = 5000
 LINES_A_COMMIT = 2000
+BACKLOG_FIRST = 64  # of the backlog, to see whether there is room
+PROBE_SECONDS = 0.5
+HOUSEKEEPING_SECONDS = 60.0
 
 log = logging.getLogger("solo.store")
 
-_INSERT = (
-    "INSERT INTO events (id, timestamp_ms, monotonic_ns, tenant, event_type, subject, payload, causation_id, hash) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-
-Row = tuple[int, int, int, str, str, str, bytes, int]
-
-
-def chained(previous: bytes, row: Row) -> bytes:
-    """SHA-256 over the predecessor's hash and the row: every column but the payload as text, NUL between."""
-    digest = hashlib.sha256(previous)
-    event_id, timestamp_ms, monotonic_ns, tenant, event_type, subject, payload, causation_id = row
-    head = f"{event_id}\0{timestamp_ms}\0{monotonic_ns}\0{tenant}\0{event_type}\0{subject}\0{causation_id}\0"
-    digest.update(head.encode())
-    digest.update(payload)
-    return digest.digest()
+_FIELDS = 9
+_INSERT = {
+    rows: "INSERT INTO events "
+    "(id, timestamp_ms, monotonic_ns, tenant, event_type, subject, payload, causation_id, hash) "
+    "VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
+    for rows in (64, 8, 1)
+}
+"""Rows -> statement. Many rows a statement cost a third less than one each, and Python's lock is taken back once for
+all of them: the loop, which wants it too, would else make the writer wait for each."""
 
 
 @dataclass(slots=True)
 class Commit:
-    """Events and changes that are recorded together, and who waits for it (nobody: the future is None)."""
+    """Events and changes that are recorded together.
+
+    Attributes:
+        done: who waits for it; it gets whether the commit is on disk, or the error.
+        lasting: it tells of what has happened already, and is tried again until it is written.
+    """
 
     events: tuple[Event, ...]
-    done: asyncio.Future[None] | None
+    done: asyncio.Future[bool] | None = None
     changes: Sequence[Change] = ()
+    lasting: bool = False
 
 
 @dataclass(slots=True)
@@ -57,7 +66,7 @@ class Written:
 
     commits: list[Commit]
     lines: list[LogLine] = field(default_factory=list)
-    error: StoreUnavailable | None = None
+    error: SoloError | None = None
 
 
 class Writer(threading.Thread):
@@ -67,34 +76,38 @@ class Writer(threading.Thread):
 
     Args:
         connection: this thread's alone from `start` on.
-        on_written: called in the loop.
+        head: told of each commit.
     """
 
-    def __init__(self, connection: sqlite3.Connection, lines: LineTable) -> None:
+    def __init__(self, connection: sqlite3.Connection, lines: LineTable, head: Head, retention: Retention) -> None:
         super().__init__(name="solo-store", daemon=True)
         self._connection = connection
         self._lines = lines
+        self._head = head
+        self._retention = retention
         self._wake = threading.Condition(threading.Lock())
         self._commits: list[Commit] = []
         self._new_lines: list[LogLine] = []
         self._closing = False
+        self._refused_since = 0.0  # monotonic seconds; 0: writing works
+        self._refusal: SoloError | None = None
+        self._backlog = Backlog()
+        self._lost = LostLines()
+        self._prune_at = 0.0
         newest = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
-        self.last_id: int = newest[0] if newest else 0
+        self.last_id: int = newest[0] if newest else checkpoint(connection).last_id
         self._last_hash: bytes = newest[1] if newest else GENESIS
 
-    def begin(self, loop: asyncio.AbstractEventLoop, on_written: object) -> None:
+    def begin(self, loop: asyncio.AbstractEventLoop, on_written: Callable[[Written], None]) -> None:
+        """Start writing. `on_written` is called in the loop."""
         self._loop = loop
         self._on_written = on_written
         self.start()
 
-    def put(self, commit: Commit) -> None:
+    def put(self, commits: list[Commit], lines: list[LogLine]) -> None:
         with self._wake:
-            self._commits.append(commit)
-            self._wake.notify()
-
-    def put_line(self, line: LogLine) -> None:
-        with self._wake:
-            self._new_lines.append(line)
+            self._commits += commits
+            self._new_lines += lines
             self._wake.notify()
 
     def finish(self) -> None:
@@ -103,36 +116,95 @@ class Writer(threading.Thread):
             self._closing = True
             self._wake.notify()
 
+    # -- the thread ----------------------------------------------------------------------------------------------
+
     def run(self) -> None:
         while True:
-            with self._wake:
-                while not self._commits and not self._new_lines:
-                    if self._closing:
-                        return
-                    self._wake.wait()
-                commits, self._commits = self._commits[:EVENTS_A_COMMIT], self._commits[EVENTS_A_COMMIT:]
-                lines, self._new_lines = self._new_lines[:LINES_A_COMMIT], self._new_lines[LINES_A_COMMIT:]
-            written = self._write(commits, lines)
-            self._loop.call_soon_threadsafe(self._on_written, written)  # type: ignore[arg-type]
+            batch = self._next_batch()
+            if batch is None:
+                break
+            if self._refusal is None or self._recover():
+                self._write(*batch)
+            else:
+                self._refuse(*batch, self._refusal)
+            if self._refusal is None and self._retention and (batch[0] or time.monotonic() >= self._prune_at):
+                self._prune(1 + sum(len(commit.events) for commit in batch[0]) // ROWS_MAX)
+        if self._refusal is not None and not self._recover():
+            log.error("%d events that nobody waited for are lost: the store can't be written", self._backlog.events)
 
-    def _write(self, commits: list[Commit], lines: list[LogLine]) -> Written:
+    def _next_batch(self) -> tuple[list[Commit], list[LogLine]] | None:
+        """What waits; nothing at all when it is time to look after the house; None at the end."""
+        with self._wake:
+            if not self._commits and not self._new_lines and not self._closing:
+                self._wake.wait(self._idle_s())
+            if self._closing and not self._commits and not self._new_lines:
+                return None
+            commits, self._commits = self._commits[:EVENTS_A_COMMIT], self._commits[EVENTS_A_COMMIT:]
+            lines, self._new_lines = self._new_lines[:LINES_A_COMMIT], self._new_lines[LINES_A_COMMIT:]
+        return commits, lines
+
+    def _idle_s(self) -> float | None:
+        if self._refusal is not None:
+            return PROBE_SECONDS
+        return max(0.0, self._prune_at - time.monotonic()) if self._retention else None
+
+    def _tell(self, written: Written) -> None:
+        self._loop.call_soon_threadsafe(self._on_written, written)
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def _write(self, commits: list[Commit], lines: list[LogLine]) -> None:
+        error = self._attempt(commits, lines)
+        if error is not None and (lines or self._lost):  # lines must not take events down
+            self._lose(lines, error)
+            lines = []
+            error = self._attempt(commits, None) if commits else None
+        if error is None:
+            if commits or lines:
+                self._tell(Written(commits, lines))
+        elif is_refusal(error):
+            self._begin_refusing(error)
+            self._refuse(commits, lines, self._refusal)
+        elif len(commits) > 1:  # one of them can't be written: the others must not pay for it
+            for commit in commits:
+                self._write([commit], [])
+        else:
+            log.error("an event could not be recorded", exc_info=error)
+            self._tell(Written(commits, [], InternalError(f"the event could not be recorded: {error}")))
+
+    def _attempt(self, commits: Sequence[Commit], lines: list[LogLine] | None) -> Exception | None:
+        """One transaction; the error that it failed with, as a whole.
+
+        Args:
+            lines: log lines, which those that tell of lost ones go before; None: neither.
+        """
         last_id, last_hash = self.last_id, self._last_hash
+        if lines is not None and self._lost:
+            lines = [*self._lost.marks(), *lines]
+        sizes = self._lines.sizes() if lines else None
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._insert([event for commit in commits for event in commit.events])
             for commit in commits:
                 for change in commit.changes:
                     change.apply(self._connection)
-            self._lines.insert(self._connection, lines)
+            if lines:
+                self._lines.insert(self._connection, lines)
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:
             self.last_id, self._last_hash = last_id, last_hash
             self._roll_back()
-            self._lines.recount()
-            log.error("nothing could be written to the store: %s", error)
-            advice = f"the store can't be written ({error}); free disk space, then try again"
-            return Written(commits, lines, StoreUnavailable(advice, retry_after_ms=1000))
-        return Written(commits, lines)
+            if sizes is not None:
+                self._lines.set_sizes(sizes)
+            for commit in commits:
+                for event in commit.events:
+                    event.id = 0  # whoever names it as a cause must not name another's id
+            return error
+        if lines:
+            self._lost.clear()
+        if self.last_id != last_id:
+            self._note_head()
+        return None
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -141,22 +213,140 @@ class Writer(threading.Thread):
             except sqlite3.Error as error:
                 log.error("the failed transaction could not be rolled back: %s", error)
 
+    def _note_head(self) -> None:
+        try:
+            self._head.write(self.last_id, self._last_hash)
+        except OSError as error:
+            log.warning("the newest event's id could not be noted beside the database: %s", error)
+
     def _insert(self, events: list[Event]) -> None:
         now_ms, monotonic_ns = time.time_ns() // 1_000_000, time.monotonic_ns()
         event_id, previous = self.last_id, self._last_hash
-        rows = []
+        values: list[Any] = []
         for event in events:
             event_id += 1
             event.id = event_id
-            event.timestamp_ms = now_ms
+            if not event.timestamp_ms:  # else it was tried before: it happened then
+                event.timestamp_ms = now_ms
             if event.cause is not None:
                 event.causation_id = event.cause.id
             row = (
-                event_id, now_ms, monotonic_ns, event.tenant, event.event_type, event.subject, event.payload,
-                event.causation_id,
+                event_id, event.timestamp_ms, monotonic_ns, event.tenant, event.event_type, event.subject,
+                event.payload, event.causation_id,
             )  # fmt: skip
             previous = chained(previous, row)
-            rows.append((*row, previous))
-        if rows:
-            self._connection.executemany(_INSERT, rows)
+            values += row
+            values.append(previous)
+        done = 0
+        for rows, statement in _INSERT.items():
+            while len(values) - done >= rows * _FIELDS:
+                self._connection.execute(statement, values[done : done + rows * _FIELDS])
+                done += rows * _FIELDS
         self.last_id, self._last_hash = event_id, previous
+
+    # -- when there is no room -----------------------------------------------------------------------------------
+
+    def _begin_refusing(self, error: Exception) -> None:
+        if self._refusal is None:
+            self._refused_since = time.monotonic()
+            log.error("the store can't be written, and is read-only until it can: %s", error)
+        self._refusal = unavailable(error)
+
+    def _refuse(self, commits: list[Commit], lines: list[LogLine], error: SoloError | None) -> None:
+        for commit in commits:
+            if commit.lasting:
+                self._stamp(commit)
+                self._backlog.add(commit)
+        if lines:
+            self._lost.add(lines)
+        self._tell(Written(commits, lines, error))
+
+    @staticmethod
+    def _stamp(commit: Commit) -> None:
+        """It happens now, whenever it will be written."""
+        now_ms = time.time_ns() // 1_000_000
+        for event in commit.events:
+            event.timestamp_ms = event.timestamp_ms or now_ms
+
+    def _lose(self, lines: list[LogLine], error: Exception) -> None:
+        if not self._lost:
+            log.error("log lines could not be stored, and are dropped until they can: %s", error)
+        if lines:
+            self._lost.add(lines)
+            self._tell(Written([], lines))
+
+    def _recover(self) -> bool:
+        """Write the backlog, in its order; whether all of it is written, and the store writes again."""
+        limit = BACKLOG_FIRST
+        while self._backlog:
+            commits, changes = self._backlog.first(limit)
+            error = self._attempt([*commits, Commit((), None, changes)], None)
+            if error is not None and is_refusal(error):
+                self._begin_refusing(error)
+                return False
+            if error is not None and limit > 1:
+                limit = 1  # to find the one that can't be written at all
+                continue
+            if error is not None:
+                log.error("an event could not be recorded, and is dropped", exc_info=error)
+            else:
+                self._tell(Written(commits))
+                limit = ROWS_MAX
+            self._backlog.written(len(commits), len(changes))
+        return self._end_refusing()
+
+    def _end_refusing(self) -> bool:
+        read_only_ms = round((time.monotonic() - self._refused_since) * 1000)
+        reason = self._refusal.message if self._refusal else ""
+        payload = {
+            "read_only_ms": read_only_ms,
+            "reason": reason,
+            "events_dropped": self._backlog.dropped,
+            "lines_dropped": len(self._lost),
+        }
+        recovered = Commit((Event.new("", "store_recovered", "", payload),))
+        error = self._attempt([recovered], None)
+        if error is not None:
+            self._begin_refusing(error)
+            return False
+        self._backlog.dropped = 0
+        self._refusal = None
+        self._tell(Written([recovered]))
+        log.warning("the store can be written again, after %d ms", read_only_ms)
+        return True
+
+    # -- housekeeping --------------------------------------------------------------------------------------------
+
+    def _prune(self, steps: int) -> None:
+        """Take up to `steps` steps of what retention asks for."""
+        for _ in range(steps):
+            try:
+                due = self._retention.due(self._connection, self.last_id)
+                if due is None:
+                    break
+                event, prune = due
+                step = Commit((event,), None, (prune,))
+                error = self._attempt([step], None)
+            except sqlite3.Error as failed:
+                error = failed
+            if error is not None:
+                log.warning("old events could not be pruned: %s", error)
+                break
+            self._tell(Written([step]))
+        else:
+            self._prune_at = 0.0  # there is more to do
+            return
+        self._prune_at = time.monotonic() + HOUSEKEEPING_SECONDS
+
+
+def append(path: Path, *events: Event) -> None:
+    """Record events in a database that no kernel uses.
+
+    Raises:
+        StoreError: it can't be used. sqlite3.Error: it can't be written.
+    """
+    with contextlib.closing(connect(path)) as connection, contextlib.closing(Head(Head.of(path))) as head:
+        writer = Writer(connection, LineTable(connection, 1, 1), head, Retention())
+        error = writer._attempt([Commit(events)], None)
+    if error is not None:
+        raise error

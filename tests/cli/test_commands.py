@@ -73,7 +73,7 @@ def test_json_has_the_keys_of_rest(deployed):
     assert answer("status", "counter", server=deployed).keys() == rest.keys()
     assert answer("status", "--service-id", "counter", server=deployed)["service_id"] == "counter"
     assert answer("call", "counter", "increment", "--args", "[5]", server=deployed) == {"result": 5}
-    assert answer("events", server=deployed).keys() == {"events", "next"}
+    assert answer("events", server=deployed).keys() == {"events", "next", "oldest_id"}
     assert answer("events", "--system", server=deployed)["events"][0]["event_type"] == "system_started"
     assert answer("health", server=deployed)["status"] == "healthy"
     expected = {"status", "version", "timestamp", "uptime_ms", "memory_mb", "process_count", "services", "events"}

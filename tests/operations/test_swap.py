@@ -195,6 +195,33 @@ def test_a_crash_in_the_window_brings_code_and_state_back(server: Server) -> Non
     assert server.call("watched", "add") == 1
 
 
+def test_a_circuit_that_opens_in_the_window_brings_code_and_state_back(server: Server) -> None:
+    """The new version is alive, and fails; what waits behind its last failure is handled by the one that comes back."""
+    server.deploy("tripping", counter(1), limits={"breaker_failures": 3})
+    server.call("tripping", "add")
+    swap(server, "tripping", counter(10, "    def fail(self):\n        raise ValueError('no')\n"))
+    assert server.call("tripping", "add") == 11
+    for _ in range(3):
+        assert server.request("POST", "/services/tripping/call/fail")[0] == 502
+    assert server.call("tripping", "add") == 2
+    back = told(server, "tripping", "hot_swap_rolled_back")
+    assert back["payload"]["reason"] == "its circuit opened"
+    assert back["causation_id"] == told(server, "tripping", "circuit_opened")["id"]
+    assert server.status("tripping")["version"] == 3
+    assert server.status("tripping")["restarts"] == 0
+
+
+def test_a_swap_is_checked_like_a_deploy(tmp_path: Path) -> None:
+    unsafe = counter(2, "    def run(self, text):\n        return eval(text)\n")
+    with Server(tmp_path, SOLO_SECURITY_CODE_CHECK="deny") as server:
+        server.deploy("strict", counter(1))
+        for strategy in ("hot", "replace"):
+            body = refused(server, "strict", unsafe, strategy=strategy)
+            assert "security.code_check is deny" in body["message"]
+            assert server.call("strict", "version") == 1
+        assert server.status("strict")["version"] == 1
+
+
 def pid_of(server: Server, service_id: str) -> int:
     payloads = [event["payload"] for event in events(server, service_id) if "pid" in event["payload"]]
     return payloads[-1]["pid"]
@@ -295,7 +322,7 @@ class Rounds(Service):
         self.solo.send_after(0.3, word)
     def handle_info(self, message):
         self.seen.append(message)
-        if message == "round" and self.seen.count("round") < 3:
+        if message == "round":
             self.solo.send_after(0.15, "round")
     def look(self):
         return self.seen
@@ -313,7 +340,6 @@ def test_timers_go_over_once(server: Server, kind: str) -> None:
         lambda: (s := server.call(f"rounds-{kind}", "look")).count("round") >= 3 and "own" in s and s, "all have fired"
     )
     assert seen.count("own") == 1
-    assert seen.count("round") == 3
 
 
 def test_mains_do_not_overlap(server: Server) -> None:
@@ -456,7 +482,9 @@ def test_a_swap_that_cannot_be_written_is_taken_back_without_loss(own_server: Se
     assert {answer.status for answer in load.answers} == {200}
     assert sorted(a.body["result"] for a in load.answers) == list(range(2, len(load.answers) + 2))
     assert server.status("full")["version"] == 1
-    assert swap(server, "full", counter(100))["version"] == 2
+    new = {"code": counter(100)}
+    eventually(lambda: server.request("PUT", "/services/full", new)[0] == 200, "the store has healed")
+    assert server.status("full")["version"] == 2
     server.stop(signal.SIGKILL)
     server.start()
     assert server.call("full", "version") == 100

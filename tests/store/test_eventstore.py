@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from solo_fast.store.eventstore import EventStore
 from tests.harness import ROOT, environment
 
 
-def run(path: Path, work: Callable[[EventStore], Awaitable[None]], **options: int) -> None:
+def run(path: Path, work: Callable[[EventStore], Awaitable[None]], **options: Any) -> None:
     """Open the store, do `work` with it, and close it."""
 
     async def main() -> None:
@@ -227,7 +228,8 @@ def test_a_full_disk_costs_no_id_and_heals(tmp_path):
         store._connection.execute("PRAGMA max_page_count = 1000000")
         healed = event(2)
         await store.record(healed)
-        assert healed.id == last + 1
+        assert [one.event_type for one in await store.page("", last, 10)] == ["store_recovered"]
+        assert healed.id == last + 2
         assert await store.verify() is None
 
     run(tmp_path / "events.db", work)
@@ -236,7 +238,7 @@ def test_a_full_disk_costs_no_id_and_heals(tmp_path):
 def test_a_database_that_can_not_be_used_says_why(tmp_path):
     damaged = tmp_path / "damaged.db"
     damaged.write_bytes(b"this is no database " * 500)
-    with pytest.raises(StoreError, match=r"damaged\.db can't be used.*backup"):
+    with pytest.raises(StoreError, match=r"damaged\.db is damaged.*backup"):
         EventStore.open(damaged)
     newer = tmp_path / "newer.db"
     with sqlite3.connect(newer) as made:
