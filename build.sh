@@ -177,8 +177,16 @@ main() {
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.appliance
         say "the admission path"
         "$PYTHON" -m bench.admission
+        say "the sandbox"
+        "$PYTHON" -m bench.sandbox
         say "2,000 idle services"
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.scale
+        say "ten watchers of a flood"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.watch
+        say "recovery of 1,000 services"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.recovery
+        say "a thousand watched services"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.limits
         say "the event store"
         "$PYTHON" -m bench.store
         say "the hot core"

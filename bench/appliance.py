@@ -66,6 +66,24 @@ def bench_deploy(kernel: solo_pb2_grpc.SoloKernelStub, folder: Path) -> None:
         kernel.Kill(solo_pb2.KillRequest(service_id=f"d{gone}", force=True), metadata=TENANT)
 
 
+def bench_new_sources(kernel: solo_pb2_grpc.SoloKernelStub) -> None:
+    """Deploys of sources that nobody has seen, which are compiled and checked, beside ones that are known."""
+    numbers = iter(range(1_000_000))
+
+    def deploy(code: str) -> None:
+        request = solo_pb2.DeployRequest(service_id="new", code=code, replace=True)
+        assert kernel.Deploy(request, metadata=TENANT).status == "ok"
+
+    def breathe() -> None:
+        time.sleep(0.02)
+
+    new, _, known, _ = in_turn(
+        150, lambda: deploy(f"{COUNTER}# {next(numbers)}\n"), breathe, lambda: deploy(COUNTER), breathe
+    )
+    versus("replace by a source that is new: compiled and checked", new, "one that is known", known)
+    kernel.Kill(solo_pb2.KillRequest(service_id="new", force=True), metadata=TENANT)
+
+
 def rest_post(port: int, path: str, body: bytes) -> Callable[[], None]:
     connection = http.client.HTTPConnection("127.0.0.1", port)
     headers = {"x-tenant-id": "bench", "content-type": "application/json"}
@@ -196,6 +214,7 @@ def main() -> None:
             with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
                 kernel = solo_pb2_grpc.SoloKernelStub(channel)
                 bench_deploy(kernel, folder)
+                bench_new_sources(kernel)
                 bench_calls(server, kernel, floors)
                 bench_crash(kernel)
                 bench_memory(kernel)

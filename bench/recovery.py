@@ -21,14 +21,18 @@ from pathlib import Path
 
 import uvloop
 
+from solo_fast.config import Config, uid_range
+from solo_fast.runtime.bounds import Bounds, Settings
 from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
-from solo_fast.runtime.zygote_client import ZygoteClient
+from solo_fast.runtime.rooms import Rooms
+from solo_fast.runtime.zygote_client import Child, ZygoteClient
 from tests.harness import Server
 
 SERVICES = int(os.environ.get("SOLO_BENCH_SERVICES", "1000"))
 TENANTS = 20
 AT_ONCE = 32
 CLIENTS = 4
+LIMITS = LinkLimits(frame_bytes=1 << 24, result_bytes=1 << 23, line_bytes=1 << 16)
 SOURCES = [
     f"""
 from solo_fast import Service
@@ -96,10 +100,12 @@ def recover(folder: Path) -> dict[str, float]:
         (folder / "deployed").touch()
     server.stop(signal.SIGKILL)
     began = time.perf_counter()
-    server.start()
-    ready = time.perf_counter() - began
+    server.start(until_ready=False)
     call_all(server)
     answered = time.perf_counter() - began
+    assert server.process.stdout is not None
+    server.process.stdout.readline()
+    ready = time.perf_counter() - began
     total = server.request("GET", "/health/ready", tenant=None)[1]["recovery"]
     assert total == {"total": SERVICES, "finished": SERVICES, "failed": 0}, total
     recovery_s = float(server.log.rsplit("services recovered in ", 1)[1].split()[0])
@@ -123,50 +129,59 @@ async def at_once(work: Callable[[int], Awaitable[None]]) -> float:
     return time.perf_counter() - began
 
 
-async def floors(folder: Path) -> dict[str, float]:
-    """Seconds for 1,000 bare forks, for blanks with link and pipes, and for loaded services, all without a store."""
-    zygote = ZygoteClient(lambda: None)
-    zygote.spawn()
-    await zygote.connect()
-    limits = LinkLimits(frame_bytes=1 << 24, result_bytes=1 << 23, line_bytes=1 << 16)
-    kept: list[object] = []
+class Floor:
+    """1,000 of something, made by a zygote of its own and without a kernel around it."""
 
-    async def bare(number: int) -> None:
+    def __init__(self, folder: Path, *, sandbox: bool) -> None:
+        uids = uid_range(Config.default().get("security.uid_range"))
+        work = folder / f"sandbox-{sandbox}"
+        self._rooms = Rooms(work, uids[:-1])
+        self._rooms.prepare()
+        self._zygote = ZygoteClient(Settings(sandbox, str(work), uids[-1] if uids else 0), lambda: None)
+        self._made: list[tuple[Child, socket.socket | Process]] = []
+
+    async def taken(self, work: Callable[[int], Awaitable[None]]) -> float:
+        """Seconds that it takes; everything is ended then."""
+        self._zygote.spawn()
+        await self._zygote.connect()
+        self._rooms.gives_uids = self._zygote.layers["uid"].holds
+        seconds = await at_once(work)
+        for child, held in self._made:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            if isinstance(held, Process):
+                await held.exited
+            else:
+                await self._zygote.exit_status(child)
+        await self._zygote.close()
+        return seconds
+
+    async def bare(self, number: int) -> None:
+        """A fork that does nothing."""
         ours, theirs = socket.socketpair()
         ours.send(b"\0")  # the beginning of an order, without which it would make itself a blank
-        child = await zygote.fork(theirs.fileno(), theirs.fileno(), theirs.fileno())
+        child = await self._zygote.fork(theirs.fileno(), theirs.fileno(), theirs.fileno())
         theirs.close()
-        kept.append((ours, child))
+        self._made.append((child, ours))
 
-    async def held(number: int) -> None:
-        process = Process(zygote, limits)
-        await process.start()
-        kept.append(process)
-
-    async def loaded(number: int) -> None:
-        source = Source("t", f"s{number}", "s.py", SOURCES[number % len(SOURCES)].encode(), str(folder))
-        process, owner = Process(zygote, limits), Owner()
+    async def loaded(self, number: int) -> None:
+        """A service, of which nobody takes notes."""
+        room = self._rooms.take("t", f"s{number}")
+        text = SOURCES[number % len(SOURCES)].encode()
+        source = Source("t", f"s{number}", "s.py", text, str(room.work_dir), Bounds(uid=room.uid))
+        process, owner = Process(self._zygote, LIMITS), Owner()
         await process.start(source, owner)
         await process.load(source, owner, 60)
-        kept.append(process)
+        self._made.append((process.child, process))
 
-    taken = {}
-    for name, work in (("bare", bare), ("held", held), ("loaded", loaded)):
-        taken[name] = await at_once(work)
-        for one in kept:
-            child = one.child if isinstance(one, Process) else one[1]  # type: ignore[index]
-            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        while zygote.child_count and name != "bare":
-            await asyncio.sleep(0.05)
-        for one in kept:
-            if not isinstance(one, Process):
-                await zygote.exit_status(one[1])  # type: ignore[index]
-                one[0].close()  # type: ignore[index]
-                os.close(one[1].pidfd)  # type: ignore[index]
-        kept.clear()
-        await asyncio.sleep(0.5)
-    await zygote.close()
-    return taken
+
+async def floors(folder: Path) -> dict[str, float]:
+    """Seconds for 1,000 bare forks, and for loaded services without and with their sandbox."""
+    bare, open_, confined = Floor(folder, sandbox=False), Floor(folder, sandbox=False), Floor(folder, sandbox=True)
+    return {
+        "bare": await bare.taken(bare.bare),
+        "loaded": await open_.taken(open_.loaded),
+        "confined": await confined.taken(confined.loaded),
+    }
 
 
 def main() -> None:
@@ -189,14 +204,19 @@ def main() -> None:
             )  # fmt: skip
             floor = json.loads(shown.stdout)
             ours = recover(Path(name))
-            print(
-                f"{SERVICES} services: recovery {ours['recovery']:.2f} s; from exec to ready {ours['ready']:.2f} s, "
-                f"to the last of {SERVICES} answers {ours['answered']:.2f} s\n"
-                f"  beside {SERVICES} bare forks {floor['bare']:.2f} s, blanks {floor['held']:.2f} s, "
-                f"loaded services without a kernel {floor['loaded']:.2f} s\n"
-                f"  ratio of the recovery to bare forks {ours['recovery'] / floor['bare']:.2f}",
-                flush=True,
-            )
+            report(ours, floor)
+
+
+def report(ours: dict[str, float], floor: dict[str, float]) -> None:
+    print(
+        f"{SERVICES} services: recovery {ours['recovery']:.2f} s; from the exec of the kernel to its ready line "
+        f"{ours['ready']:.2f} s, to the last of {SERVICES} answers {ours['answered']:.2f} s\n"
+        f"  beside {SERVICES} bare forks {floor['bare']:.2f} s, services without a kernel {floor['loaded']:.2f} s, "
+        f"those in their sandbox {floor['confined']:.2f} s\n"
+        f"  ratio of the recovery to bare forks {ours['recovery'] / floor['bare']:.2f}, "
+        f"to services in their sandbox {ours['recovery'] / floor['confined']:.2f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

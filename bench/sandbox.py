@@ -139,6 +139,52 @@ def bench_deploys(folder: Path) -> None:
     print(f"  ratio of the means {confined / free:.2f}\n", flush=True)
 
 
+# -- the neighbour -------------------------------------------------------------------------------------------------
+
+ATTACKS = """
+import os, time
+def spin():
+    while True: pass
+def spinners():
+    try:
+        while True:
+            if os.fork() == 0: spin()
+    except OSError:
+        spin()
+def flood():
+    while True: os.write(1, b"x" * 65_535 + b"\\n")
+def memory():
+    while True:
+        held = []
+        try:
+            while True: held.append(b"x" * (16 << 20))
+        except MemoryError: pass
+"""
+
+
+def bench_neighbour(folder: Path) -> None:
+    """What a neighbour's caller sees while a service does its worst; the attacker is as many processes as it may be."""
+    with Server(folder) as server, grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        kernel = solo_pb2_grpc.SoloKernelStub(channel)
+        kernel.Deploy(solo_pb2.DeployRequest(service_id="neighbour", code=COUNTER), metadata=TENANT)
+        call = solo_pb2.CallRequest(service_id="neighbour", method="increment", arguments=b'{"by": 1}')
+        attacker = (("x-tenant-id", "attacker"),)
+
+        def ask() -> None:
+            kernel.Call(call, metadata=TENANT)
+
+        [calm] = in_turn(1500, ask, warm_up=100)
+        print(row("a neighbour's call, calm", calm, "us"))
+        for attack in ("spin", "spinners", "flood", "memory"):
+            kernel.Deploy(solo_pb2.DeployRequest(service_id=attack, code=ATTACKS), metadata=attacker)
+            kernel.Cast(solo_pb2.CastRequest(service_id=attack, method=attack), metadata=attacker)
+            [attacked] = in_turn(1500, ask, warm_up=100)
+            kernel.Kill(solo_pb2.KillRequest(service_id=attack, force=True), metadata=attacker)
+            ratio = percentile(attacked, 99) / percentile(calm, 99)
+            print(row(f"  beside a service that does: {attack}", attacked, "us") + f"   p99 {ratio:.1f}x", flush=True)
+        print()
+
+
 def mean_pss(kernel: solo_pb2_grpc.SoloKernelStub) -> float:
     found = []
     for number in range(SERVICES):
@@ -178,6 +224,8 @@ def main() -> None:
         folder = Path(name)
         (folder / "memory").mkdir()
         bench_deploys(folder)
+        (folder / "neighbour").mkdir()
+        bench_neighbour(folder / "neighbour")
 
 
 if __name__ == "__main__":

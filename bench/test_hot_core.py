@@ -1,4 +1,4 @@
-"""Nanoseconds per operation of the shedder, the registry and the ring, beside their floor and what a user would pick.
+"""Nanoseconds per operation of shedder, registry, ring and breaker, beside their floor and what a user would pick.
 
     pip install -e .[bench]
     python -m pytest bench/test_hot_core.py --benchmark-columns=min,median,ops --benchmark-disable-gc
@@ -20,6 +20,7 @@ import collections
 import importlib.util
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from bench.measure import in_turn
 from solo_fast._ext.registry import Directory, Services
 from solo_fast._ext.ring import Ring
 from solo_fast._ext.shedder import CALL, Shedder
+from solo_fast.runtime.breaker import BreakerSettings, CircuitBreaker
 
 CALLS = 1000
 EVENTS = 1_000_000
@@ -382,6 +384,31 @@ def test_filtered_read_in_python(benchmark):
         assert len([item for _, tenant, _, item in ring if tenant == "tenant-42"]) == expected
 
     measure(benchmark, "the same in Python, over a deque", loop, 1, rounds=10)
+
+
+# -- circuit breaker -------------------------------------------------------------------------------------------------
+
+
+def passing(breaker):
+    """What a call that succeeds asks of the breaker of its service."""
+
+    def loop():
+        for _ in range(CALLS):
+            ticket = breaker.admit() if breaker.watching else breaker.generation
+            if breaker.watching:
+                breaker.succeeded(ticket)
+
+    return loop
+
+
+def test_closed_breaker(benchmark):
+    breaker = CircuitBreaker(BreakerSettings(), time.monotonic, lambda state, figures: None)
+    measure(benchmark, "closed breaker, a call that succeeds", passing(breaker))
+
+
+def test_closed_breaker_with_a_rate(benchmark):
+    breaker = CircuitBreaker(BreakerSettings(failure_percent=50), time.monotonic, lambda state, figures: None)
+    measure(benchmark, "closed breaker with a rate", passing(breaker))
 
 
 # -- the table -------------------------------------------------------------------------------------------------------

@@ -89,6 +89,8 @@ KEYS: tuple[Key, ...] = (
     Key("limits.metadata_length", 256, "characters of a metadata key or value", least=1, live=True),
     Key("security.auth", "open", "who a caller is: open trusts the x-tenant-id header, and is for loopback only",
         choices=("open", "token", "mtls")),
+    Key("security.code_check", "warn", "what the static check does to a deploy: off does not look, warn tells what it "
+        "found, deny refuses a source with errors", choices=("off", "warn", "deny"), live=True, per_tenant=True),
     Key("security.sandbox", "on", "off runs services unconfined, as the kernel's own user; for finding out what breaks",
         choices=("on", "off")),
     Key("security.require_layers", "", "layers of the sandbox, by comma, without which the kernel does not start;"
@@ -114,17 +116,53 @@ KEYS: tuple[Key, ...] = (
         per_tenant=True),
     Key("service.max_in_flight", 1000, "calls in flight of one service", least=1, most=1_000_000, live=True,
         per_tenant=True),
+    Key("service.breaker_failures", 5, "failed calls in a row that open a service's circuit; 0: they don't",
+        most=1_000_000, live=True, per_tenant=True),
+    Key("service.breaker_open_ms", 30_000, "for how long an open circuit refuses calls", least=1, most=86_400_000,
+        live=True, per_tenant=True),
+    Key("service.breaker_successes", 2, "calls in a row that must succeed to close a half-open circuit", least=1,
+        most=1_000_000, live=True, per_tenant=True),
+    Key("service.breaker_probes", 2, "calls that a half-open circuit lets through at the same time", least=1,
+        most=1_000_000, live=True, per_tenant=True),
+    Key("service.breaker_failure_percent", 0, "percent of failed calls that opens a circuit; 0: none does", most=100,
+        live=True, per_tenant=True),
+    Key("service.breaker_window_ms", 60_000, "what breaker_failure_percent looks back on", least=10, most=86_400_000,
+        live=True, per_tenant=True),
+    Key("service.breaker_min_calls", 20, "calls in breaker_window_ms below which there is no percentage", least=1,
+        live=True, per_tenant=True),
     Key("service.max_memory_bytes", 256 * MIB, "memory of a service's processes together", least=16 * MIB, most=2**50,
         live=True, per_tenant=True),
     Key("service.max_processes", 64, "processes and threads of a service, itself included", least=1, most=30_000,
         live=True, per_tenant=True),
     Key("service.network", "none", "what a service may reach that does not ask for more: nothing, this host's own"
         " loopback, or everything", choices=("none", "loopback", "all"), live=True, per_tenant=True),
+    Key("service.memory_action", "kill", "at max_memory_bytes: end the process; slow it down to a tenth of a core, and"
+        " end it at twice the limit; or only say so", choices=("kill", "throttle", "warn"), live=True, per_tenant=True),
+    Key("service.warn_percent", 80, "percent of max_memory_bytes and max_disk_bytes at which it is said that a service"
+        " comes near; 0: not before", most=100, live=True, per_tenant=True),
+    Key("service.cpu", 0, "share of one core, percent; 0: as much as there is", most=100_000, live=True,
+        per_tenant=True),
+    Key("service.cpu_action", "throttle", "at the share of CPU: hold it to the share; end it, or say so, after some"
+        " seconds over it", choices=("kill", "throttle", "warn"), live=True, per_tenant=True),
+    Key("service.max_disk_bytes", 256 * MIB, "disk that a service's work directory takes; each file counts 4096 bytes"
+        " at least", least=65_536, most=2**50, live=True, per_tenant=True),
+    Key("service.disk_action", "kill", "at max_disk_bytes: end the process; slow it down to a tenth of a core; or only"
+        " say so", choices=("kill", "throttle", "warn"), live=True, per_tenant=True),
+    Key("service.log_lines_per_second", 1000, "log lines of a service, one for each started kilobyte; more are dropped,"
+        " and counted; 0 sets no rate", most=1_000_000, live=True, per_tenant=True),
+    Key("service.log_burst", 5000, "log lines that may come at once", most=10_000_000, live=True, per_tenant=True),
+    Key("service.cgroups", "auto", "whether services are held by cgroups where this kernel may use them, or by sampling"
+        " alone", choices=("auto", "off")),
     Key("service.max_open_files", 1024, "open files of each of a service's processes", least=16, most=2**20, live=True,
         per_tenant=True),
     Key("service.max_file_bytes", 1024 * MIB, "the largest file that a service can write", least=4096, most=2**50,
         live=True, per_tenant=True),
     Key("service.warm_pool", 8, "blank processes kept ready for deploys; 0 keeps none", most=1000),
+    Key("pressure.memory_bytes", 1024 * MIB, "memory of the kernel itself; at 80% and 90% of this, and of the next"
+        " three, there is a runtime_pressure event", least=MIB, most=2**50, live=True),
+    Key("pressure.threads", 128, "threads of the kernel itself", least=1, live=True),
+    Key("pressure.loop_lag_ms", 500, "how late the kernel's event loop may be", least=1, live=True),
+    Key("pressure.children", 4000, "service processes, blank ones included", least=1, live=True),
 )  # fmt: skip
 
 _BY_NAME = {key.name: key for key in KEYS}

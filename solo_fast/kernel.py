@@ -176,12 +176,14 @@ class Kernel:
         from solo_fast._ext.registry import Directory
         from solo_fast._ext.shedder import Shedder
         from solo_fast.operations import Operations
+        from solo_fast.runtime.limiter import Limiter, memory_ceiling
         from solo_fast.runtime.process import LinkLimits
         from solo_fast.runtime.recovery import Recovery
         from solo_fast.runtime.supervisor import Supervisor
         from solo_fast.store.eventstore import EventStore
         from solo_fast.store.logbook import LogBook
         from solo_fast.store.retention import DAY_MS, Retention
+        from solo_fast.telemetry.pressure import Pressure
 
         self.config = config
         self.log = log
@@ -214,9 +216,20 @@ class Kernel:
                 line_bytes=config.get("limits.log_line_bytes"),
             ),
             warm_pool=config.get("service.warm_pool"),
+            limiter=Limiter(
+                self.store.record_soon,
+                data_dir / "run",
+                use_cgroups=config.get("service.cgroups") != "off",
+                usual=(
+                    memory_ceiling(config.get("service.max_memory_bytes"), config.get("service.memory_action")),
+                    config.get("service.max_processes"),
+                ),
+                movable=lambda: frozenset((os.getpid(), zygote.pid)),
+            ),
             rooms=rooms,
             handle_request=self._inside_request,
         )
+        self.pressure = Pressure(self.store.record_soon, config.get, lambda: zygote.child_count)
         self.operations = Operations(config, self, self.supervisor, self.store, self.logs, self.directory)
         self.recovery = Recovery(self.supervisor, self.directory, self.store)
         self._recover = recover
@@ -266,6 +279,7 @@ class Kernel:
             ports = await self._open_gateways(stack)
             _write_port_file(port_file, *ports)
             upkeep = loop.create_task(self._upkeep())
+            watching = loop.create_task(self.pressure.run())
             stopping = loop.create_task(self._stop.wait())
             await asyncio.wait([recovering, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
@@ -275,6 +289,7 @@ class Kernel:
             await stopping
             recovering.cancel()
             upkeep.cancel()
+            watching.cancel()
             await asyncio.wait([recovering])
             log.info("shutting down")
             notify_service_manager("STOPPING=1")
@@ -443,6 +458,11 @@ class Kernel:
             calls=self.operations.calls,
             in_flight=self.shedder.in_flight,
             shed=shed["shed"],
+            breakers_open=self.supervisor.breakers_open(),
+            descriptors=int(self.pressure.figures["descriptors"].value),
+            threads=int(self.pressure.figures["threads"].value),
+            loop_lag_ms=self.pressure.figures["loop_lag_ms"].value,
+            under_pressure=self.pressure.under_pressure(),
             shed_by=[
                 ShedCount(tenant=tenant, admission=Admission(admission).name.lower(), reason=reason, count=count)
                 for (tenant, admission, reason), count in shed["shed_by"].items()

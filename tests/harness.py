@@ -78,6 +78,7 @@ class Server:
         http: base URL. host, http_port, grpc_port, pid, data_dir: where it is.
         temporary: its TMPDIR.
         log: what it wrote to stderr, so far.
+        wrap: makes the command line that runs a command in some other way, such as by another user.
         ready_line, ready_after_s: what it printed, and how long after its start that was read.
     """
 
@@ -86,6 +87,7 @@ class Server:
         self.data_dir = data_dir or tmp_path / "data"
         self.arguments = arguments
         self.env = env
+        self.wrap: Callable[[list[str]], list[str]] = lambda command: command
         self.temporary = tmp_path / "temporary"
         self.host = "127.0.0.1"
 
@@ -102,9 +104,10 @@ class Server:
         port_file = self.tmp_path / f"ports-{time.monotonic_ns()}.json"
         self._stderr = (self.tmp_path / "kernel.log").open("ab")
         began = time.monotonic()
+        serve = [*command(), "serve", "--data-dir", str(self.data_dir), "--grpc-port", "0", "--http-port", "0",
+                 "--port-file", str(port_file), *self.arguments]  # fmt: skip
         self.process = subprocess.Popen(
-            [*command(), "serve", "--data-dir", str(self.data_dir), "--grpc-port", "0", "--http-port", "0",
-             "--port-file", str(port_file), *self.arguments],
+            self.wrap(serve),
             env=environment(**{"TMPDIR": str(self.temporary), **self.env}), cwd=self.tmp_path,
             stdout=subprocess.PIPE, stderr=self._stderr, text=True,
         )  # fmt: skip

@@ -14,7 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kill": ("services", "End a service and forget it."),
     "call": ("services", "Call a method and print its result."),
     "cast": ("services", "Send a message to a method and don't wait."),
-    "check": ("services", "Compile source and show its methods, without running it."),
+    "check": ("services", "Compile source, show its methods and what the static check finds."),
     "logs": ("logs", "Show what services print and log."),
     "events": ("events", "Show, verify or export what happened."),
     "backup": ("storage", "Copy all that a kernel keeps to a file."),

@@ -34,6 +34,9 @@ class CommandFailed(Exception):
         details = self.body.get("details") or {}
         for found in details.get("diagnostics", []):
             show_diagnostic(found, error=True)
+        if details.get("findings") and not any(found.get("rule") for found in details.get("diagnostics", [])):
+            click.echo("the static check found:", err=True)
+            show_findings(details["findings"], details.get("findings_total", 0), error=True)
         if details.get("traceback"):
             click.echo(details["traceback"].rstrip(), err=True)
 
@@ -62,6 +65,16 @@ def show_diagnostic(found: dict[str, Any], *, error: bool = False) -> None:
         click.echo(f"    {shown}", err=error)
         if found.get("column"):
             click.echo("    " + " " * (found["column"] - 1) + style("^", fg="red", error=error), err=error)
+
+
+def show_findings(found: list[dict[str, Any]], total: int, *, error: bool) -> None:
+    """What the static check found, one place after the other."""
+    for finding in found:
+        colour = {"error": "red", "warning": "yellow"}.get(finding["severity"], "blue")
+        severity = style(finding["severity"], fg=colour, error=error)
+        show_diagnostic({**finding, "message": f"{severity} {finding['rule']}: {finding['message']}"}, error=error)
+    if total > len(found):
+        click.echo(f"  and {total - len(found)} more", err=error)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

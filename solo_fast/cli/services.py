@@ -12,7 +12,7 @@ import click
 
 from solo_fast.cli.client import Client, segment
 from solo_fast.cli.options import json_option, server_options
-from solo_fast.cli.output import moment, pairs, print_json, show_diagnostic, size, style, table
+from solo_fast.cli.output import moment, pairs, print_json, show_diagnostic, show_findings, size, style, table
 
 EXIT_DOES_NOT_COMPILE = 6
 
@@ -126,6 +126,8 @@ def deploy_command(
     if as_json:
         print_json(answer)
     else:
+        serious = [found for found in answer["findings"] if found["severity"] != "info"]
+        show_findings(serious, len(serious) + answer["findings_total"] - len(answer["findings"]), error=True)
         click.echo(answer["message"])
 
 
@@ -187,6 +189,19 @@ def status_command(client: Client, service: str | None, service_id: str | None, 
         _print_list(answer)
 
 
+def _usage(usage: dict[str, Any], limits: dict[str, Any]) -> list[tuple[str, str]]:
+    """What it uses of what it may, as of the last look at it; nothing while no process of it runs."""
+    if not usage["held_by"]:
+        return []
+    of_disk, of_processes = size(limits["max_disk_bytes"]), limits["max_processes"]
+    return [
+        ("all memory", f"{size(usage['memory_bytes'])} of {size(limits['max_memory_bytes'])}, by {usage['held_by']}"),
+        ("processes", f"{usage['processes']} of {of_processes}"),
+        ("disk", f"{size(usage['disk_bytes'])} of {of_disk}"),
+        *([("throttled for", ", ".join(usage["throttled"]))] if usage["throttled"] else []),
+    ]
+
+
 def _print_status(entry: dict[str, Any]) -> None:
     pairs(
         [
@@ -194,11 +209,15 @@ def _print_status(entry: dict[str, Any]) -> None:
             ("status", _state(entry)),
             ("version", entry["version"]),
             ("restarts", entry["restarts"]),
+            ("circuit", entry["circuit"]),
             ("memory", size(entry["memory_bytes"])),
             ("mailbox", entry["message_queue_len"]),
             ("cpu", f"{entry['reductions'] / 1e6:.3f} s"),
+            *_usage(entry["usage"], entry["limits"]),
             ("created", moment(entry["created_at"])),
             ("changed", moment(entry["updated_at"])),
+            ("network", entry["network"]),
+            ("sandbox", ", ".join(entry["sandbox"]) or "off: it is not confined"),
             *(((f"label {name}"), value) for name, value in entry["labels"].items()),
         ]
     )
@@ -303,10 +322,14 @@ def _signature(method: dict[str, Any]) -> str:
 
 @click.command("check")
 @click.argument("file", type=click.Path(allow_dash=True))
+@click.option("--strict", is_flag=True, help="Exit with 6 where there are warnings or errors, too.")
 @json_option
 @server_options
-def check_command(client: Client, file: str, as_json: bool) -> int:
-    """Compile FILE (`-`: standard input) and show its methods. Nothing of it is run."""
+def check_command(client: Client, file: str, strict: bool, as_json: bool) -> int:
+    """Compile FILE (`-`: standard input), show its methods and what the static check finds. Nothing of it is run.
+
+    Exits with 6 where a deploy would fail: it does not compile, or there are errors and security.code_check is deny.
+    """
     client.as_json = as_json
     code, filename = _read_source(file)
     report = client.request("POST", "/check", {"code": code, "filename": filename})
@@ -314,7 +337,9 @@ def check_command(client: Client, file: str, as_json: bool) -> int:
         print_json(report)
     else:
         _print_report(filename, report)
-    return 0 if report["ok"] else EXIT_DOES_NOT_COMPILE
+    severities = {found["severity"] for found in report["findings"]}
+    refused = "error" in severities and (strict or report["code_check"] == "deny")
+    return EXIT_DOES_NOT_COMPILE if refused or not report["ok"] or (strict and "warning" in severities) else 0
 
 
 def _print_report(filename: str, report: dict[str, Any]) -> None:
@@ -322,6 +347,7 @@ def _print_report(filename: str, report: dict[str, Any]) -> None:
         click.echo(f"{filename} can't be deployed:", err=True)
         for found in report["diagnostics"]:
             show_diagnostic(found, error=True)
+        show_findings(report["findings"], report["findings_total"], error=True)
         return
     what = f"{report['kind']} service" + (f" {report['class_name']}" if report["class_name"] else "")
     extras = [name for name, given in (("async", report["is_async"]), ("concurrent", report["concurrent"])) if given]
@@ -330,3 +356,11 @@ def _print_report(filename: str, report: dict[str, Any]) -> None:
     for method in report["methods"]:
         doc = re.sub(r"\s+", " ", method["doc"])
         click.echo(f"  {_signature(method)}" + (f"  # {doc}" if doc else ""))
+    if report["findings"]:
+        policy = {
+            "off": "deploys are not checked",
+            "warn": "a deploy goes through, and tells of this",
+            "deny": "a deploy with errors is refused",
+        }[report["code_check"]]
+        click.echo(f"findings (security.code_check is {report['code_check']}: {policy}):")
+        show_findings(report["findings"], report["findings_total"], error=False)

@@ -138,6 +138,15 @@ class KernelOverloaded(SoloError):
     exit_code = 8
 
 
+class BreakerOpen(SoloError):
+    """The service failed too often of late: its circuit is open, and `retry_after_ms` says for how long."""
+
+    code = "circuit_open"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    exit_code = 8
+
+
 class ShuttingDown(SoloError):
     """The kernel is on its way out and takes no new work."""
 
@@ -167,7 +176,8 @@ ERRORS: dict[str, type[SoloError]] = {
     error.code: error
     for error in (
         InvalidRequest, MissingTenant, Unauthenticated, PermissionDenied, NotFound, AlreadyExists, PayloadTooLarge,
-        DeployFailed, ServiceError, TenantOverloaded, ShuttingDown, DeadlineExceeded, InternalError,
+        DeployFailed, ServiceError, TenantOverloaded, BreakerOpen, ShuttingDown, DeadlineExceeded,
+        InternalError,
     )
 }  # fmt: skip
 """`error` field of a JSON body -> the class; "overloaded" is the tenant's, for the code alone can't tell whose."""

@@ -21,8 +21,17 @@ Format = Literal["python_source", "elixir_source", "external_binary"]
 Network = Literal["none", "loopback", "all"]
 """What a service may reach: nothing, this host's own loopback addresses, everything."""
 
+LimitAction = Literal["kill", "throttle", "warn"]
+"""What happens to a service at a limit: it is ended, slowed down, or it is only said."""
+
 Stream = Literal["stdout", "stderr", "log"]
 """Where a log line came from: what the service printed, or what it logged through `self.solo`."""
+
+Circuit = Literal["off", "closed", "open", "half_open"]
+"""State of a service's circuit breaker: open refuses calls, half-open lets a few through to see."""
+
+CodeCheck = Literal["off", "warn", "deny"]
+"""What the static check of a source does to its deploy; see security.code_check."""
 
 NO_ARGUMENTS = Raw(b"")
 
@@ -40,12 +49,20 @@ class Response(Struct, kw_only=True, omit_defaults=False):
 
 
 class Diagnostic(Response, kw_only=True):
-    """Where source is wrong. `line` and `column` count from 1; 0 where the place is unknown."""
+    """Where source is wrong. `line` and `column` count from 1; 0 where the place is unknown. `rule`: that of the static
+    check, where it refused the source."""
 
     line: int = 0
     column: int = 0
     message: str
     text: str = ""
+    rule: str = ""
+
+
+class Finding(Diagnostic, kw_only=True):
+    """What the static check found. error: no service has business with it; warning: it likely fails or hurts."""
+
+    severity: Literal["info", "warning", "error"]
 
 
 # -- services ----------------------------------------------------------------------------------------------------
@@ -63,6 +80,17 @@ class ServiceLimits(Request, kw_only=True):
     max_memory_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] | None = None
     max_processes: Annotated[int, Meta(ge=1, le=30_000)] | None = None
     network: Network | None = None
+    memory_action: LimitAction | None = None
+    warn_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
+    cpu: Annotated[int, Meta(ge=0, le=100_000, description="Percent of one core; 0: unbounded.")] | None = None
+    cpu_action: LimitAction | None = None
+    max_disk_bytes: Annotated[int, Meta(ge=65_536, le=1 << 50)] | None = None
+    disk_action: LimitAction | None = None
+    log_lines_per_second: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    log_burst: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
+    breaker_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    breaker_open_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
+    breaker_successes: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
 class DeployRequest(Request, kw_only=True):
@@ -89,6 +117,8 @@ class DeployResponse(Response, kw_only=True):
     message: str
     timestamp: datetime = field(default_factory=now)
     version: int
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
 
 
 class StatusRequest(Request, kw_only=True):
@@ -115,6 +145,20 @@ class Figures(Response, kw_only=True):
     labels: Metadata = field(default_factory=dict)
 
 
+class Usage(Response, kw_only=True):
+    """What a service uses, as of the last look at it; all 0 while no process of it runs.
+
+    memory_bytes: resident sets of its processes together. throttled: the limits (memory, disk, cpu) that it is slowed
+    down for. held_by: what keeps its limits, cgroup or sampling.
+    """
+
+    memory_bytes: int = 0
+    processes: int = 0
+    disk_bytes: int = 0
+    throttled: list[str] = field(default_factory=list)
+    held_by: Literal["cgroup", "sampling", ""] = ""
+
+
 ServiceState = Literal["starting", "running", "restarting", "gave_up"]
 
 
@@ -139,6 +183,9 @@ class StatusResponse(ServiceEntry, kw_only=True):
     labels: Metadata
     network: Network
     sandbox: list[str]
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
+    usage: Usage = field(default_factory=Usage)
+    circuit: Circuit = "closed"
 
 
 class ListRequest(Request, kw_only=True):
@@ -232,6 +279,9 @@ class CheckResponse(Response, kw_only=True):
     has_main: bool = False
     concurrent: bool = False
     is_async: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
+    code_check: CodeCheck = "warn"
 
 
 # -- events and logs ---------------------------------------------------------------------------------------------
@@ -423,12 +473,19 @@ class ShedCount(Response, kw_only=True):
 
 
 class MetricsResponse(HealthResponse, kw_only=True):
+    """descriptors, threads and loop_lag_ms are the kernel's own; under_pressure names what is over 80% of its limit."""
+
     services: int
     events: int
     calls: int
     in_flight: int
     shed: int
     shed_by: list[ShedCount] = field(default_factory=list)
+    breakers_open: int = 0
+    descriptors: int = 0
+    threads: int = 0
+    loop_lag_ms: float = 0.0
+    under_pressure: list[str] = field(default_factory=list)
 
 
 class ErrorBody(Response, kw_only=True):

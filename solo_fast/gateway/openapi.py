@@ -119,12 +119,12 @@ def _field_schema(field: msgspec.structs.FieldInfo) -> _Json:
 
 def _parameters(row: Row, template: str) -> Iterable[_Json]:
     fields = {field.name: field for field in msgspec.structs.fields(row.operation.request)}
-    if row.operation.needs_tenant:
+    if row.operation.needs_tenant or row.operation.of_system:
         yield {
             "name": TENANT_HEADER,
             "in": "header",
-            "required": True,
-            "description": "The tenant that asks.",
+            "required": row.operation.needs_tenant,
+            "description": "The tenant that asks." if row.operation.needs_tenant else "The tenant; none: Solo itself.",
             "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]*$"},
         }
     for shown, name in zip(re.findall(r"\{(\w+)\}", template), row.path_names, strict=True):

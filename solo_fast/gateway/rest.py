@@ -176,7 +176,9 @@ class _EventStream:
         parts, size = [], 0
         for item in items:
             data = _encode(item).replace(b"\n", b" ").replace(b"\r", b" ")
-            parts.append(b"id: %d\nevent: %b\ndata: %b\n\n" % (item.id, getattr(item, event_field).encode(), data))
+            if item.id:  # else it is no place to resume from: a log line among events
+                parts.append(b"id: %d\n" % item.id)
+            parts.append(b"event: %b\ndata: %b\n\n" % (getattr(item, event_field).encode(), data))
             size += len(data)
             if size >= _TOGETHER_BYTES:
                 await self._body(b"".join(parts))

@@ -107,12 +107,15 @@ class Operations(StorageOperations):
             settings=settings,
             replace=request.replace,
             services_max=config.get("limits.services_per_tenant"),
+            code_check=config.get("security.code_check"),
         )
         service = await self._to_the_end(work)
         return m.DeployResponse(
             service_id=request.service_id,
             message=f"{request.service_id} is running (version {service.spec.version.number})",
             version=service.spec.version.number,
+            findings=service.examination.findings,
+            findings_total=service.examination.total,
         )
 
     def limits_for(self, tenant: str, asked: m.ServiceLimits) -> Limits:
@@ -190,6 +193,7 @@ class Operations(StorageOperations):
             raise InvalidRequest("there is nothing to check in an external binary; check is for python_source")
         text = source_of(request, self.config.get("limits.max_source_bytes"))
         report = await self._supervisor.check(filename_of(request.filename or "service.py"), text)
+        report["code_check"] = self.config.for_tenant(caller.tenant).get("security.code_check")
         return msgspec.convert(report, m.CheckResponse)
 
     # -- events and logs -----------------------------------------------------------------------------------------
@@ -387,7 +391,7 @@ def _check_local(caller: Caller) -> None:
 
 
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
-    """The deploy's own limits over the tenant's, which are over the kernel's."""
+    """The deploy's own limits over the tenant's, which are over the kernel's. A deploy may not set all of them."""
 
     def pick(name: str) -> Any:
         own = getattr(asked, name, None)

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Literal
 
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import AlreadyExists, DeadlineExceeded, DeployFailed, ServiceError, SoloError
+from solo_fast.domain.errors import AlreadyExists, BreakerOpen, DeadlineExceeded, DeployFailed, ServiceError, SoloError
 
 
 class Admission(IntEnum):
@@ -57,7 +57,8 @@ class Operation:
     Attributes:
         name: also the name of the handler on `Operations`.
         permission: that the caller needs; "" for none.
-        needs_tenant: whether a caller without a tenant is refused; of events, one without gets the system's.
+        needs_tenant: whether a caller without a tenant is refused.
+        of_system: whether a caller without one asks for the system's own, on loopback only.
         rpc: method of solo.v1.SoloKernel; "" where another gRPC service has it.
         http: None where REST has its own page for it.
         streams: the handler is an async iterator of lists of `response`.
@@ -76,6 +77,7 @@ class Operation:
     rpc: str = ""
     http: Http | None = None
     needs_tenant: bool = True
+    of_system: bool = False
     streams: bool = False
     grpc_names: Mapping[str, str] = field(default_factory=dict)
     grpc_values: Mapping[str, str] = field(default_factory=dict)
@@ -99,16 +101,17 @@ TABLE: tuple[Operation, ...] = (
     Operation("call", "Call a method and wait for its result.", "service:call", _K, m.CallRequest, m.CallResponse,
               rpc="Call", http=Http("POST", "/services/{service_id}/call/{method}", body="arguments",
                                     headers={"x-timeout-ms": "timeout_ms"}), deadline="timeout_ms",
-              errors=(ServiceError, DeadlineExceeded)),
+              errors=(ServiceError, DeadlineExceeded, BreakerOpen)),
     Operation("cast", "Send a message to a method and don't wait.", "service:call", _K, m.CastRequest, m.CastResponse,
               rpc="Cast", http=Http("POST", "/services/{service_id}/cast/{method}", 202, body="arguments")),
-    Operation("check", "Compile source and report its methods, without running it.", "service:deploy", _R,
+    Operation("check", "Compile source and report its methods and findings, without running it.", "service:deploy", _R,
               m.CheckRequest, m.CheckResponse, rpc="Check", http=Http("POST", "/check", body="json")),
     Operation("watch", "Events as they happen.", "event:read", _S, m.WatchRequest, m.EventView,
-              rpc="Watch", streams=True, needs_tenant=False,
+              rpc="Watch", streams=True, needs_tenant=False, of_system=True,
               http=Http("GET", "/events", headers={"last-event-id": "since_id"}, event="event_type")),
     Operation("events", "Stored events, by page.", "event:read", _R, m.ListEventsRequest, m.ListEventsResponse,
-              rpc="ListEvents", http=Http("GET", "/events", when={"format": "json"}), needs_tenant=False),
+              rpc="ListEvents", http=Http("GET", "/events", when={"format": "json"}), needs_tenant=False,
+              of_system=True),
     Operation("verify", "Walk the event log's hash chain, and say where it breaks.", "system:read", _R,
               m.VerifyRequest, m.VerifyResponse, rpc="VerifyEvents", http=Http("GET", "/events/verify"),
               needs_tenant=False),

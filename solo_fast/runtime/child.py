@@ -1,8 +1,8 @@
 """The service process, from the fork to its receive loop.
 
 A blank child is set up here before it knows what it will run: its own session, its own stdio, a clean environment,
-nothing inherited but its link and its lifeline. Then it waits for a LOAD (or CHECK) frame, confines itself
-(runtime/sandbox.py) and becomes the service.
+nothing inherited but its link and its lifeline. Then it waits for an order, confines itself (runtime/sandbox.py), and
+becomes the service that a LOAD frame brings; or it answers CHECK and EXAMINE frames.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import orjson
 
 from solo_fast._ext import blank
 from solo_fast.runtime import contract, program, sandbox
+from solo_fast.runtime.analysis import analyse
 from solo_fast.runtime.frames import Kind, frame, load_body, message_body, split_load
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
@@ -53,7 +54,7 @@ def set_up(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> bo
 
 @dataclass(slots=True)
 class Order:
-    """What a LOAD or CHECK frame asks for."""
+    """What a LOAD, CHECK or EXAMINE frame asks for."""
 
     tenant: str
     service_id: str
@@ -81,9 +82,10 @@ def _serve(sock: socket.socket, *, ordered: bool) -> None:
         message = f"the process can't be confined to its sandbox: {error}"
         link.send(Kind.FAILED, 0, encode({"message": message, "diagnostics": []}))
         leave(1)
-    if kind == Kind.CHECK:
-        link.send(Kind.REPORT, 0, encode(contract.report(order.source, order.filename)))
-        leave(0)
+    while kind in (Kind.CHECK, Kind.EXAMINE):  # and nothing else comes: whoever looks at sources is no service
+        report = contract.report(order.source, order.filename) if kind == Kind.CHECK else analyse(order.source)
+        link.send(Kind.REPORT, 0, encode(report))
+        kind, order = _next_order(link)
     if order.program is not None:
         _become_program(order, link, order.program)
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from solo_fast.runtime.analysis import analyse
 from solo_fast.service import LIFECYCLE, Service
 
 MODULE_NAME = "solo_service"
@@ -318,6 +319,16 @@ def _sets_concurrent(node: ast.ClassDef) -> bool:
 
 def report(source: str, filename: str) -> dict[str, Any]:
     """What `check` answers: compile, and read the methods off the syntax tree. Runs nothing of the user's."""
+    examined = analyse(source)
+    findings = {"findings": examined["findings"], "findings_total": examined["total"]}
+    try:
+        return {**_described(source, filename), **findings}
+    except (RecursionError, MemoryError):  # a default or annotation that is nested too deeply to be written out
+        message = "RecursionError: the source is nested too deeply"
+        return {"ok": False, "diagnostics": [diagnostic(message)], **findings}
+
+
+def _described(source: str, filename: str) -> dict[str, Any]:
     empty = {"kind": "", "class_name": "", "methods": [], "has_main": False, "concurrent": False, "is_async": False}
     try:
         compile_source(source, filename)

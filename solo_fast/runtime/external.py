@@ -8,7 +8,9 @@ speaks HTTP on a port of loopback, or on a unix socket in its work directory, ca
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import stat
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -81,12 +83,15 @@ class Door:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._program.port:
             return await asyncio.open_connection("127.0.0.1", self._program.port)
-        # A socket's address has room for 107 bytes, fewer than a work directory may have.
-        folder = os.open(self._work_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Opened first and without following links: one that the program put there would have the kernel, with all that
+        # it may, speak to somebody else's socket. A socket's address also has room for 107 bytes, fewer than a path.
+        found = os.open(f"{self._work_dir}/{self._program.socket}", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return await asyncio.open_unix_connection(f"/proc/self/fd/{folder}/{self._program.socket}")
+            if not stat.S_ISSOCK(os.fstat(found).st_mode):
+                raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+            return await asyncio.open_unix_connection(f"/proc/self/fd/{found}")
         finally:
-            os.close(folder)
+            os.close(found)
 
     async def post(self, method: str, arguments: bytes) -> bytes:
         """POST the arguments to /METHOD; the answer's body as JSON text.

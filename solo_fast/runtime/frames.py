@@ -26,7 +26,8 @@ class Kind:
     REPLY = 5  # result of a REQUEST
     REFUSAL = 6  # error of a REQUEST: {"error", "message", "details"}
     EXEC = 8  # laid out like LOAD, with "program" in its header; the link closes with the exec, or FAILED comes
-    CHECK = 7  # laid out like LOAD; answered with REPORT, after which the child ends
+    CHECK = 7  # laid out like LOAD; answered with REPORT, after which another CHECK or EXAMINE may come
+    EXAMINE = 40  # the same, for the findings of the static check alone
     # service to kernel
     READY = 16  # the service is loaded; its methods
     FAILED = 17  # it is not, and why: {"message", "diagnostics"}
@@ -36,7 +37,7 @@ class Kind:
     REQUEST = 21  # {"operation", …}: the service wants something of the kernel
     LOG = 22  # one line of solo.log
     CODE = 23  # the marshalled code object, kept for restarts
-    REPORT = 24  # outcome of CHECK
+    REPORT = 24  # outcome of CHECK or EXAMINE
 
 
 class FrameError(Exception):

@@ -21,6 +21,7 @@ from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
+UNSENT_BYTES_MAX = 32 * 1024 * 1024  # what a service may leave unread on its link
 EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for
 LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
@@ -67,6 +68,20 @@ class Description:
     concurrent: bool
     any_method: bool = False  # it says for itself, at the call, what it has
 
+    @classmethod
+    def of(cls, described: Any) -> Description:
+        """Of what its process says, which may be anything.
+
+        Raises:
+            ValueError, TypeError: it is not what a service says.
+        """
+        if not isinstance(described, dict):
+            raise TypeError("it describes itself by something else than an object")
+        made = cls(**{**described, "methods": frozenset(described.get("methods", ()))})
+        if not all(isinstance(name, str) for name in (made.kind, made.class_name, *made.methods)):
+            raise ValueError("it describes itself by something else than names")
+        return made
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -100,8 +115,16 @@ class Owner:
     def line(self, stream: Stream, text: str) -> None:
         """The service printed or logged a line."""
 
+    def sift(self, data: bytes, new: int) -> bytes:
+        """What may pass of printed lines, whose last `new` bytes have just come."""
+        return data
+
     def compiled(self, code: bytes) -> None:
         """The service compiled its source, and this is the marshalled code object."""
+
+    def why(self, process: Process) -> str:
+        """What there is to say about the end of the process, for the end of a sentence."""
+        return ""
 
     def ended(self, process: Process, ending: Ending) -> None:
         """The process is gone."""
@@ -145,6 +168,7 @@ class Process(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pipes: list[PipeReader] = []
         self._exit_task: asyncio.Task[None] | None = None
+        self._holding: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
@@ -224,6 +248,9 @@ class Process(asyncio.Protocol):
     def line(self, stream: Stream, text: str) -> None:
         self.owner.line(stream, text)
 
+    def sift(self, data: bytes, new: int) -> bytes:
+        return self.owner.sift(data, new)
+
     # -- load and check ------------------------------------------------------------------------------------------
 
     async def load(self, source: Source, owner: Owner, timeout_s: float) -> Description:
@@ -236,8 +263,11 @@ class Process(asyncio.Protocol):
         if source.program is not None:
             return await self._become(source, source.program, timeout_s)
         described = await self._order(Kind.LOAD, source, timeout_s, "load")
-        described["methods"] = frozenset(described["methods"])
-        return Description(**described)
+        try:
+            return Description.of(described)
+        except (TypeError, ValueError) as error:
+            self.kill()
+            raise _deploy_failed(f"the source broke its link to the kernel: {error}") from None
 
     async def _become(self, source: Source, program: Program, timeout_s: float) -> Description:
         """Turn the blank into an external binary, and wait until it accepts where it will be called."""
@@ -264,17 +294,14 @@ class Process(asyncio.Protocol):
                 f"the program did not accept on {door.address} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             )
 
-    async def check(self, source: Source, timeout_s: float) -> dict[str, Any]:
-        """Have the source compiled and its methods reported; the process ends with it.
+    async def check(self, source: Source, timeout_s: float, kind: int) -> dict[str, Any]:
+        """Have a blank report on the source (Kind.CHECK) or examine it (Kind.EXAMINE); it stays a blank.
 
         Raises:
-            DeployFailed: the compiler did not come back in time, or took the process down.
+            DeployFailed: it did not come back in time, or the source took it down. The process is ended.
         """
-        try:
-            report: dict[str, Any] = await self._order(Kind.CHECK, source, timeout_s, "compile")
-            return report
-        finally:
-            self.kill()
+        report: dict[str, Any] = await self._order(kind, source, timeout_s, "compile")
+        return report
 
     def _order_frame(self, kind: int, source: Source) -> bytes:
         header = {
@@ -300,7 +327,9 @@ class Process(asyncio.Protocol):
                 f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             ) from None
         except _EndedEarlyError as error:
-            raise _deploy_failed(f"the process {error.ending} before the source had come up") from None
+            raise _deploy_failed(
+                f"the process {error.ending} before the source had come up{self.owner.why(self)}"
+            ) from None
         except FrameError as error:
             raise _deploy_failed(f"the source broke its link to the kernel: {error}") from None
         except BaseException:
@@ -351,13 +380,20 @@ class Process(asyncio.Protocol):
         self._settle(message_id, result, error)
 
     def reply(self, message_id: int, body: bytes) -> None:
-        self._write(frame(Kind.REPLY, message_id, body))
+        self._answer(frame(Kind.REPLY, message_id, body))
 
     def refuse(self, message_id: int, error: SoloError) -> None:
         body: dict[str, Any] = {"error": error.code, "message": error.message, "details": error.details}
         if error.retry_after_ms is not None:
             body["retry_after_ms"] = error.retry_after_ms
-        self._write(frame(Kind.REFUSAL, message_id, orjson.dumps(body)))
+        self._answer(frame(Kind.REFUSAL, message_id, orjson.dumps(body)))
+
+    def _answer(self, data: bytes) -> None:
+        """Who asks and asks and takes no answers would fill the kernel's memory with them."""
+        if self.unsent_bytes > UNSENT_BYTES_MAX:
+            self._broken(FrameError("it asks, and does not read the answers"))
+        else:
+            self._write(data)
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -377,13 +413,15 @@ class Process(asyncio.Protocol):
         try:
             for kind, message_id, body in self._reader.feed(data):
                 self._take(kind, message_id, body)
-        except (FrameError, ValueError, KeyError) as error:
-            self._broken(FrameError(str(error)))
+        except Exception as error:  # whatever is in a frame, its sender has made it up
+            self._broken(error if isinstance(error, FrameError) else FrameError(f"{type(error).__name__} {error}"))
 
     def _take(self, kind: int, message_id: int, body: bytes) -> None:
         if kind == Kind.RESULT:
             self._settle(message_id, body, None)
         elif kind == Kind.DONE:
+            if self.pending.get(message_id) is not None:
+                raise FrameError("it says of a call that it was a cast")
             self.pending.pop(message_id, None)
         elif kind == Kind.ERROR:
             self._settle(message_id, b"", _error_of(body))
@@ -392,15 +430,28 @@ class Process(asyncio.Protocol):
         elif kind == Kind.LOG:
             for line in body[: self.limits.line_bytes].decode("utf-8", "replace").split("\n"):
                 self.owner.line("log", line)
+            self._hold_link()
         elif kind in (Kind.READY, Kind.REPORT):
             self._loaded(orjson.loads(body), None)
         elif kind == Kind.FAILED:
             failed = orjson.loads(body)
-            self._loaded(None, _deploy_failed(failed["message"], failed["diagnostics"]))
+            self._loaded(None, _deploy_failed(str(failed["message"]), list(failed["diagnostics"])))
         elif kind == Kind.CODE:
             self.owner.compiled(body)
         else:
             raise FrameError(f"a service does not send frames of kind {kind}")
+
+    def _hold_link(self) -> None:
+        """A service that logs faster than its lines are taken waits with all that it says."""
+        if self.owner.saturated and self._holding is None and self._transport is not None:
+            self._transport.pause_reading()
+            self._holding = self._loop.create_task(self._read_on())
+
+    async def _read_on(self) -> None:
+        await self.owner.drained()
+        self._holding = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _settle(self, message_id: int, body: bytes, error: SoloError | None) -> None:
         future = self.pending.pop(message_id, None)
@@ -478,7 +529,7 @@ class Process(asyncio.Protocol):
         finally:
             os.close(self.child.pidfd)
             self.child.pidfd = -1
-        error = ServiceError(f"the service {ending} before it answered")
+        error = ServiceError(f"the service {ending} before it answered{self.owner.why(self)}")
         for future in self.pending.values():
             if future is not None and not future.done():
                 future.set_exception(error)
@@ -493,6 +544,8 @@ class Process(asyncio.Protocol):
 
     async def _close_io(self) -> None:
         """Read what it said last, then let its descriptors go."""
+        if self._holding is not None:
+            self._holding.cancel()
         if self._transport is not None:
             self._transport.close()
         if self._pipes:

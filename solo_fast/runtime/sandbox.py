@@ -14,14 +14,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
-import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import orjson
 
 from solo_fast._ext import guard
 from solo_fast._ext import sandbox as calls
@@ -388,9 +388,9 @@ Step = Callable[[Bounds, str], None]
 
 STEPS: tuple[tuple[str, Step], ...] = (
     ("net_ns", _leave_network),
-    ("rlimits", _limit),
     ("uid", _become_user),
     ("user_ns", _leave_users),
+    ("rlimits", _limit),
     ("no_new_privs", _give_up_privileges),
     ("non_dumpable", _hide_memory),
     ("seccomp", _start_guard),
@@ -399,8 +399,9 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("descriptors", _close_descriptors),
     ("seccomp", _filter_calls),
 )
-"""Layer and step, in this order: a change of user resets what non_dumpable sets, Landlock's paths are opened before
-they can't be, the guard is no part of what Landlock confines, and the filter refuses what the steps before it do."""
+"""Layer and step, in this order. A user namespace holds its maker's limit of processes against all that the maker has,
+so the limit comes after it. A change of user resets what non_dumpable sets. Landlock's paths are opened before they
+can't be, its confines do not hold the guard, and the filter refuses what the steps before it do."""
 
 
 # -- the trial ---------------------------------------------------------------------------------------------------
@@ -456,7 +457,7 @@ def _trial(settings: Settings, set_up: SetUp) -> dict[str, str]:
         with contextlib.suppress(OSError):
             os.rmdir(work_dir)
     try:
-        failures: dict[str, str] = json.loads(told)
+        failures: dict[str, str] = orjson.loads(told)
     except ValueError:
         return dict.fromkeys(_plan.layers, "the trial of the sandbox died before it could say what holds")
     return failures
@@ -487,7 +488,7 @@ def _run_trial(link_fd: int, bounds: Bounds, work_dir: str, set_up: SetUp) -> No
                     _note(failures, layer, lambda layer=layer: _AT_ONCE[layer](before, work_dir))  # type: ignore[misc]
         for layer, check in _AT_THE_END.items():
             _note(failures, layer, lambda check=check: check(work_dir))  # type: ignore[misc]
-        link.sendall(json.dumps(failures).encode())
+        link.sendall(orjson.dumps(failures))
     finally:
         os._exit(0)
 
@@ -560,6 +561,8 @@ def _trial_of_descriptors(work_dir: str) -> str:
 
 
 def _trial_of_limits(work_dir: str) -> str:
+    import resource  # for the trial alone
+
     unlimited = [
         name for name in ("DATA", "AS", "NOFILE", "FSIZE")
         if resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] == resource.RLIM_INFINITY

@@ -40,9 +40,9 @@ sched_setscheduler 144 119, seccomp 317 277, semctl 66 191, semget 64 190, sendm
 sendto 44 206, set_mempolicy 238 237, set_mempolicy_home_node 450 450, setdomainname 171 162, setfsgid 123 152,
 setfsuid 122 151, setgid 106 144, setgroups 116 159, sethostname 170 161, setns 308 268, setpgid 109 154,
 setpriority 141 140, setregid 114 143, setresgid 119 149, setresuid 117 147, setreuid 113 145, setsid 112 157,
-settimeofday 164 170, setuid 105 146, shmat 30 196, shmctl 31 195, shmget 29 194, socket 41 198, swapoff 168 225,
-swapon 167 224, sysfs 139 -, syslog 103 116, umount2 166 39, unshare 272 97, uselib 134 -, userfaultfd 323 282,
-ustat 136 -, vfork 58 -, vhangup 153 58
+settimeofday 164 170, setuid 105 146, shmat 30 196, shmctl 31 195, shmget 29 194, socket 41 198, socketpair 53 199,
+swapoff 168 225, swapon 167 224, sysfs 139 -, syslog 103 116, umount2 166 39, unshare 272 97, uselib 134 -,
+userfaultfd 323 282, ustat 136 -, vfork 58 -, vhangup 153 58
 """
 """Name, number on x86-64, number on aarch64; from the kernel's unistd.h. Numbers from 424 on are the same on both."""
 
@@ -53,6 +53,7 @@ _MACHINES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # column of
 
 # BPF: class | size or operation | mode or source.
 _LOAD = 0x20
+_JUMP = 0x05  # by the operand, which goes further than the others' 255 instructions
 _JUMP_EQUAL = 0x15
 _JUMP_GREATER = 0x25
 _JUMP_AT_LEAST = 0x35
@@ -126,7 +127,7 @@ BASE: tuple[Rule, ...] = (
 )
 """For the zygote and all its children."""
 
-_CLOSED: tuple[Rule, ...] = (
+CLOSED: tuple[Rule, ...] = (
     Rule("process_vm_readv pidfd_getfd"),  # which the guard of a service under loopback needs
     Rule("unshare setns setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset"),
     Rule("clone", (If(0, "any_bit", CLONE_NEW_ANY),)),
@@ -198,6 +199,7 @@ _TESTS = {  # how -> the jump, and whether the condition holds when it is taken
     "no_bit": (_JUMP_ANY_BIT, False),
 }
 
+LEAF = 4  # numbers that are tested one after the other
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
@@ -220,27 +222,25 @@ def closing(network: str, *, lifeline_fd: int, programs: bool, forks: bool) -> b
         programs, forks: whether it may execute programs, and make processes.
     """
     sockets = _ONLY_UNIX if programs and network == "none" else _NETWORK[network]
-    rules = _CLOSED + _lifeline(lifeline_fd) + sockets
+    rules = CLOSED + _lifeline(lifeline_fd) + sockets
     return assemble(rules + (() if programs else _NO_PROGRAMS) + (() if forks else _NO_FORKS))
 
 
-def _numbers() -> dict[str, int]:
+def numbers() -> dict[str, int]:
+    """The table's calls by name; -1 for one that this machine does not have."""
     column, _ = _MACHINES[platform.machine()]
     entries = (entry.split() for entry in _SYSCALLS.split(","))
-    return {entry[0]: int(entry[column]) for entry in entries if entry[column] != "-"}
+    return {entry[0]: -1 if entry[column] == "-" else int(entry[column]) for entry in entries}
 
 
 def assemble(rules: tuple[Rule, ...]) -> bytes:
-    """A filter that does this and allows all else that is known, as an array of struct sock_filter.
-
-    It tests the number once for each call in the rules; from that the kernel makes a bitmap of those always allowed.
-    """
-    numbers = _numbers()
+    """A filter that does this and allows all else that is known, as an array of struct sock_filter."""
+    by_name = numbers()
     by_number: dict[int, list[Rule]] = {}
     for rule in rules:
         for name in rule.names.split():
-            if name in numbers:
-                by_number.setdefault(numbers[name], []).append(rule)
+            if by_name[name] >= 0:
+                by_number.setdefault(by_name[name], []).append(rule)
     _, arch = _MACHINES[platform.machine()]
     code: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCH_AT),
@@ -250,13 +250,24 @@ def assemble(rules: tuple[Rule, ...]) -> bytes:
         (_JUMP_GREATER, 0, 1, NEWEST),
         (_RETURN, 0, 0, ENOSYS),
     ]
-    for number, of_number in by_number.items():
+    code += _search(sorted(by_number.items()))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+def _search(rules: list[tuple[int, list[Rule]]]) -> list[_Instruction]:
+    """Find the call's number by halving. When a filter is installed, Linux runs it for every number there is, to know
+    those always allowed: one test after the other makes that the dearest part of a sandbox."""
+    if len(rules) > LEAF:
+        middle = len(rules) // 2
+        below, above = _search(rules[:middle]), _search(rules[middle:])
+        return [(_JUMP_AT_LEAST, 0, 1, rules[middle][0]), (_JUMP, 0, 0, len(below)), *below, *above]
+    code: list[_Instruction] = []
+    for number, of_number in rules:
         body = [instruction for rule in of_number for instruction in _body(rule)]
         if of_number[-1].conditions:
             body.append((_RETURN, 0, 0, ALLOW))
         code += [(_JUMP_EQUAL, 0, len(body), number), *body]
-    code.append((_RETURN, 0, 0, ALLOW))
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+    return [*code, (_RETURN, 0, 0, ALLOW)]
 
 
 def _body(rule: Rule) -> list[_Instruction]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import time
 from collections import deque
@@ -12,19 +13,32 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from solo_fast.domain.errors import DeadlineExceeded, NotFound, ServiceError, ShuttingDown, SoloError, TenantOverloaded
+from solo_fast.domain.errors import (
+    BreakerOpen,
+    DeadlineExceeded,
+    NotFound,
+    ServiceError,
+    ShuttingDown,
+    SoloError,
+    TenantOverloaded,
+)
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Figures, Network, ServiceState, Stream
+from solo_fast.domain.messages import Circuit, Figures, LimitAction, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.breaker import BreakerSettings, CircuitBreaker
+from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.external import Program
-from solo_fast.runtime.process import Description, Ending, Owner, Process, Source
+from solo_fast.runtime.limiter import Limiter
+from solo_fast.runtime.lograte import LogRate
+from solo_fast.runtime.process import UNSENT_BYTES_MAX, Description, Ending, Owner, Process, Source
 from solo_fast.runtime.rooms import Room
+from solo_fast.runtime.violation import Refusals, explanation
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 RECENT_EVENTS = 10
-UNSENT_BYTES_MAX = 32 * 1024 * 1024
+PROBING_RETRY_MS = 100  # while the calls that are to close or open a half-open circuit are under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,33 @@ class Limits:
     network: Network
     max_open_files: int
     max_file_bytes: int
+    memory_action: LimitAction
+    warn_percent: int
+    cpu: int
+    cpu_action: LimitAction
+    max_disk_bytes: int
+    disk_action: LimitAction
+    log_lines_per_second: int
+    log_burst: int
+    breaker_failures: int
+    breaker_open_ms: int
+    breaker_successes: int
+    breaker_probes: int
+    breaker_failure_percent: int
+    breaker_window_ms: int
+    breaker_min_calls: int
+
+    @property
+    def breaker(self) -> BreakerSettings:
+        return BreakerSettings(
+            failures=self.breaker_failures,
+            open_s=self.breaker_open_ms / 1000,
+            successes=self.breaker_successes,
+            probes=self.breaker_probes,
+            failure_percent=self.breaker_failure_percent,
+            window_s=self.breaker_window_ms / 1000,
+            min_calls=self.breaker_min_calls,
+        )
 
 
 @dataclass(slots=True)
@@ -88,6 +129,8 @@ class Spec:
 class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
 
+    @property
+    def limiter(self) -> Limiter: ...
     async def new_process(self, source: Source, owner: Owner) -> Process: ...
     async def own_ports(self) -> tuple[int, ...]: ...
     def refill(self) -> None: ...
@@ -111,6 +154,10 @@ class Service(Owner):
         restarts: how often its process was replaced after a crash.
         requests_pending: what it has asked of the kernel and is not answered yet.
         replacing: its successor is coming up.
+        examination: what the static check of its source found.
+        breaker: its circuit, which calls pass; a new deploy has a new one.
+        violation: for which limit its newest process was killed.
+        log_rate, refusals, disk_bytes: what the limiter keeps of it from one process to the next.
     """
 
     def __init__(self, spec: Spec, house: House) -> None:
@@ -122,6 +169,13 @@ class Service(Owner):
         self.described: Description | None = None
         self.requests_pending = 0
         self.replacing = False
+        self.examination: Examination = CLEAN
+        self.breaker = CircuitBreaker(spec.limits.breaker, time.monotonic, self._circuit_changed)
+        self._circuit_event: Event | None = None
+        self.violation: Event | None = None
+        self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
+        self.refusals = Refusals(spec.tenant, spec.service_id, house.note, lambda: house.limiter.uneasy(self))
+        self.disk_bytes = 0
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self._process: Process | None = None
@@ -180,7 +234,9 @@ class Service(Owner):
         )
         process = await self.house.new_process(source, self)
         self._process = process
+        self.violation = None
         try:
+            await self.house.limiter.confine(self, process)
             if self._ended:
                 raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
             self.described = await process.load(source, self, patience * spec.limits.startup_timeout_ms / 1000)
@@ -211,17 +267,34 @@ class Service(Owner):
         self.house.serve_request(self, process, message_id, body)
 
     def line(self, stream: Stream, text: str) -> None:
-        self.house.log_line(self.spec.tenant, self.spec.service_id, stream, text)
+        if stream != "log" or self.log_rate.take(len(text)):  # what was printed has been sifted already
+            self.house.log_line(self.spec.tenant, self.spec.service_id, stream, text)
+        else:
+            self._tell_flood()
+
+    def sift(self, data: bytes, new: int) -> bytes:
+        passed = self.log_rate.sift(data, new)
+        if passed is not data:
+            self._tell_flood()
+        return passed
+
+    def _tell_flood(self) -> None:
+        self.refusals.refused("log_lines", self.log_rate.seen, self.spec.limits.log_lines_per_second)
 
     def compiled(self, code: bytes) -> None:
         self.house.keep_code(self.spec.tenant, self._digest, code)
 
     @property
     def saturated(self) -> bool:
-        return self.house.logs_saturated
+        return self.log_rate.held or self.house.logs_saturated
 
     async def drained(self) -> None:
+        await self.log_rate.rested()
         await self.house.logs_drained()
+
+    def why(self, process: Process) -> str:
+        self.house.limiter.conclude(process)
+        return explanation(self.violation) if self.violation is not None and process is self._process else ""
 
     def ended(self, process: Process, ending: Ending) -> None:
         if process is not self._process or process.stopping or self._ended or self.state == "starting":
@@ -234,7 +307,7 @@ class Service(Owner):
 
     def _crashed(self, ending: Ending) -> None:
         figures: dict[str, Any] = {"exit_code": ending.exit_code, "signal": ending.signal, "restarts": self.restarts}
-        crash = self._event("service_crashed", figures)
+        crash = self._event("service_crashed", figures, self.violation)
         self.house.note(crash)
         self._restart_or_give_up(crash)
 
@@ -258,7 +331,7 @@ class Service(Owner):
             self._restarting = None
             diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
             payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
-            crash = self._event("service_crashed", payload, cause)
+            crash = self._event("service_crashed", payload, self.violation or cause)
             self.house.note(crash)
             self._restart_or_give_up(crash)
             return
@@ -310,24 +383,71 @@ class Service(Owner):
         Raises:
             NotFound: no such method. InvalidRequest: the arguments don't fit. ServiceError: it raised, or it died.
             TenantOverloaded: the mailbox is full. DeadlineExceeded: no answer within `timeout_s` seconds.
+            BreakerOpen: it failed too often of late.
         """
-        loop = asyncio.get_running_loop()
-        if self.state != "running":
-            deadline = loop.time() + timeout_s
-            await self._until_running(timeout_s)
-            timeout_s = max(0.0, deadline - loop.time())
-        process = self._admit(method)
-        if process.calls_pending >= self.spec.limits.max_in_flight:
-            raise TenantOverloaded(
-                f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
-                retry_after_ms=100,
-            )
-        future = process.send_call(method, arguments)
-        timer = loop.call_later(timeout_s, self._expire, future, method, timeout_s)
+        breaker = self.breaker
+        ticket = self._pass_circuit() if breaker.watching else breaker.generation
+        process = None
         try:
-            return await future
-        finally:
-            timer.cancel()
+            loop = asyncio.get_running_loop()
+            if self.state != "running":
+                deadline = loop.time() + timeout_s
+                await self._until_running(timeout_s)
+                timeout_s = max(0.0, deadline - loop.time())
+            process = self._admit(method)
+            if process.calls_pending >= self.spec.limits.max_in_flight:
+                self.refusals.refused("calls_in_flight", process.calls_pending, self.spec.limits.max_in_flight)
+                raise TenantOverloaded(
+                    f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
+                    retry_after_ms=100,
+                )
+            future = process.send_call(method, arguments)
+            timer = loop.call_later(timeout_s, self._expire, future, method, timeout_s)
+            try:
+                result = await future
+            finally:
+                timer.cancel()
+        except BaseException as error:
+            self._call_failed(ticket, process, error)
+            raise
+        if breaker.watching:
+            breaker.succeeded(ticket)
+        return result
+
+    def _pass_circuit(self) -> int:
+        """A ticket of the circuit breaker.
+
+        Raises:
+            BreakerOpen: there is none. ServiceError: the service was given up, which says more.
+        """
+        if self.state == "gave_up":
+            raise self._gave_up()
+        ticket = self.breaker.admit()
+        if ticket is not None:
+            return ticket
+        left_ms = math.ceil(self.breaker.left_s * 1000)
+        when = f"calls are let through again in {left_ms} ms" if left_ms else "a few calls are just finding out more"
+        raise BreakerOpen(
+            f"the circuit of {self.spec.service_id} is {self.breaker.state}, because calls kept failing; {when}",
+            details={"circuit": self.breaker.state},
+            retry_after_ms=left_ms or PROBING_RETRY_MS,
+        )
+
+    def _call_failed(self, ticket: int, process: Process | None, error: BaseException) -> None:
+        """Tell the breaker: what its code raised, its death and its silence are the service's failures.
+
+        A crash counts once, however many calls it took along: one that is over by a restart is no reason to close down.
+        """
+        if process is not None and isinstance(error, ServiceError | DeadlineExceeded):
+            self.breaker.failed(ticket, incident=process.pid if process.exited.done() else 0)
+        else:
+            self.breaker.released(ticket)
+
+    def _circuit_changed(self, circuit: Circuit, figures: dict[str, Any]) -> None:
+        event_type = "circuit_opened" if circuit == "open" else f"circuit_{circuit}"
+        event = self._event(event_type, figures, self._circuit_event)
+        self._circuit_event = None if circuit == "closed" else event
+        self.house.note(event)
 
     def _expire(self, future: asyncio.Future[bytes], method: str, timeout_s: float) -> None:
         if not future.done():
@@ -357,6 +477,8 @@ class Service(Owner):
             known = ", ".join(sorted(self.described.methods)) or "none"
             raise NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
         if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
+            unsent = {"unsent_bytes": self._process.unsent_bytes}
+            self.refusals.refused("mailbox", self.mailbox_length, self.spec.limits.mailbox_limit, **unsent)
             raise TenantOverloaded(
                 f"the mailbox of {self.spec.service_id} is full ({self.mailbox_length} messages); try again later",
                 retry_after_ms=100,
@@ -368,6 +490,7 @@ class Service(Owner):
         if self.state == "gave_up":
             raise self._gave_up()
         if len(self._waiting) >= self.spec.limits.mailbox_limit:
+            self.refusals.refused("mailbox", len(self._waiting), self.spec.limits.mailbox_limit)
             raise TenantOverloaded(
                 f"the mailbox of {self.spec.service_id} is full while it restarts", retry_after_ms=500
             )

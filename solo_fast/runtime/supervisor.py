@@ -15,9 +15,10 @@ from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, Shutt
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.domain.layers import LayerReport
-from solo_fast.domain.messages import Format, Stream
-from solo_fast.runtime.bounds import Bounds
+from solo_fast.domain.messages import CodeCheck, Format, Stream
+from solo_fast.runtime.checkers import Checkers
 from solo_fast.runtime.draining import end_all
+from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.rooms import Room, Rooms
@@ -28,7 +29,6 @@ from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
 CODE_BYTES_MAX = 32 * 1024 * 1024  # compiled code kept for restarts, all tenants
-CHECK_SECONDS = 5.0
 
 RequestHandler = Callable[[Service, Process, int, bytes], Coroutine[Any, Any, None]]
 
@@ -67,6 +67,7 @@ class Supervisor:
     """Owns every Service, the warm pool, and the services' rooms.
 
     Args:
+        limiter: holds services to their limits; started and closed with this.
         rooms: where each service gets its own work directory and user id.
         handle_request: carries out what a service asks through `self.solo`.
     """
@@ -79,6 +80,7 @@ class Supervisor:
         logs: LogBook,
         link_limits: LinkLimits,
         warm_pool: int,
+        limiter: Limiter,
         rooms: Rooms,
         handle_request: RequestHandler,
     ) -> None:
@@ -86,10 +88,12 @@ class Supervisor:
         self._own_ports: asyncio.Future[tuple[int, ...]] | None = None
         self._store = store
         self._logs = logs
+        self.limiter = limiter
         self._zygote = zygote
-        self._pool = WarmPool(zygote, link_limits, warm_pool)
+        self._pool = WarmPool(zygote, link_limits, warm_pool, limiter.enclose)
         self._rooms = rooms
         self._handle_request = handle_request
+        self._checkers = Checkers(self._pool, self._rooms)
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
@@ -101,7 +105,9 @@ class Supervisor:
     def start(self) -> None:
         """Fill the pool; the zygote is ready."""
         self._rooms.gives_uids = self._zygote.layers["uid"].holds
+        self.limiter.start()
         self._pool.refill()
+        self._checkers.begin()
 
     @property
     def layers(self) -> dict[str, LayerReport]:
@@ -126,6 +132,7 @@ class Supervisor:
         settings: Settings,
         replace: bool,
         services_max: int,
+        code_check: CodeCheck = "off",
     ) -> Service:
         """Bring a new service up and make it the one that `service_id` names.
 
@@ -133,6 +140,7 @@ class Supervisor:
 
         Args:
             limits: resolved; `settings` holds what was asked for.
+            code_check: what findings of the static check do.
 
         Raises:
             AlreadyExists: the id is taken. DeployFailed: the source did not come up, and nothing is left of it.
@@ -160,7 +168,7 @@ class Supervisor:
         else:
             self.services.put(tenant, service_id, service)
         try:
-            await self._come_up(service, former)
+            await self._come_up(service, former, code_check)
         except BaseException:
             if former is None:
                 self.services.remove(tenant, service_id)
@@ -190,11 +198,11 @@ class Supervisor:
             await service.end("killed", 0)
             raise NotFound(f"{spec.service_id} was killed while it was being replaced")
 
-    async def _come_up(self, service: Service, former: Service | None) -> None:
+    async def _come_up(self, service: Service, former: Service | None, code_check: CodeCheck) -> None:
         spec, replaced = service.spec, former is not None
         self._coming_up.add(service)
         try:
-            described = await service.start()
+            described = await self._checkers.start(service, code_check)
         except DeployFailed as error:
             self._check_open()
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
@@ -211,6 +219,7 @@ class Supervisor:
             "methods": sorted(described.methods)[:100],
             "source_sha256": hashlib.sha256(spec.text).hexdigest(),
             "replaced": replaced,
+            **service.examination.for_event(),
         }
         cause = Event.new(spec.tenant, "service_deployed", spec.service_id, deployed)
         started = Event.new(spec.tenant, "service_started", spec.service_id, {"pid": service.pid}, cause)
@@ -268,6 +277,10 @@ class Supervisor:
             raise NotFound(f"there is no service {service_id!r} of tenant {tenant!r}; `list` shows what there is")
         return service
 
+    def breakers_open(self) -> int:
+        """Services whose circuit is open or half open."""
+        return sum(service.breaker.state in ("open", "half_open") for service in self.services.all())
+
     # -- recovery ------------------------------------------------------------------------------------------------
 
     def expect(self, row: ServiceRow, limits: Limits) -> Service:
@@ -282,14 +295,8 @@ class Supervisor:
         self._versions_before[row.tenant, row.service_id] = row.version.number
 
     async def check(self, filename: str, text: bytes) -> dict[str, Any]:
-        """Compile source and report its methods in a process of its own, which runs nothing of it."""
-        process = await self._pool.take()
-        uid = self._rooms.take_uid()
-        try:
-            return await process.check(Source("", "", filename, text, "", Bounds(uid=uid)), CHECK_SECONDS)
-        finally:
-            self._rooms.release_uid(uid)
-            self._pool.refill()
+        """Compile source and report its methods and findings, in a process that runs nothing of it."""
+        return await self._checkers.report(filename, text)
 
     # -- the house of its services -------------------------------------------------------------------------------
 
@@ -369,7 +376,9 @@ class Supervisor:
         await end_all([*{*self.services.all(), *self._coming_up}], grace_s, lambda: self._hurried)
         for request in list(self._requests):
             request.cancel()
+        await self._checkers.close()
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
+        await self.limiter.close()
         await asyncio.to_thread(self._rooms.remove)

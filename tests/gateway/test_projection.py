@@ -125,12 +125,12 @@ def test_a_whole_status_response() -> None:
         m.StatusResponse(
             service_id="a", status="running", alive=True, created_at=MOMENT, updated_at=MOMENT, metadata=m.Figures(),
             memory_bytes=1, message_queue_len=2, reductions=3, restarts=4, version=5, recent_events=[event],
-            labels={"k": "v"}, network="none", sandbox=["landlock", "seccomp"],
+            labels={"k": "v"}, network="none", sandbox=["landlock", "seccomp"], circuit="half_open",
         ),
     )  # fmt: skip
     assert made.created_at == made.updated_at == epoch_ms(MOMENT) == 1795435200123
     assert (made.memory_bytes, made.message_queue_len, made.reductions) == (1, 2, 3)
-    assert (made.restarts, made.version, dict(made.labels)) == (4, 5, {"k": "v"})
+    assert (made.restarts, made.version, dict(made.labels), made.circuit) == (4, 5, {"k": "v"}, "half_open")
     assert (made.network, list(made.sandbox)) == ("none", ["landlock", "seccomp"])
     assert made.recent_events[0].payload == b'{"n":1}'
     assert made.recent_events[0].causation_id == 6

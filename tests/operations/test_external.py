@@ -92,6 +92,21 @@ def test_a_program_on_a_unix_socket_is_called_by_post(server: Server) -> None:
     assert entry["labels"] == {"zone": "a"}
 
 
+def test_a_socket_that_is_a_link_to_somebody_elses_is_not_called(server: Server, tmp_path: Path) -> None:
+    """The kernel may reach what the program may not, such as a daemon of root's."""
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(tmp_path / "d.sock"))
+        daemon.listen()
+        daemon.setblocking(False)
+        code = f"import os, time\nos.symlink({str(tmp_path / 'd.sock')!r}, 'http.sock')\ntime.sleep(600)\n"
+        app = {"socket": "http.sock", "argv": [PYTHON, "-S", "app.py"], "code": code, "filename": "app.py"}
+        status, answer = deploy(server, "deputy", **app, limits={"startup_timeout_ms": 1500})
+        assert (status, answer["error"]) == (422, "deploy_failed")
+        assert "did not accept" in answer["message"]
+        with pytest.raises(BlockingIOError):
+            daemon.accept()
+
+
 def test_an_error_status_is_the_services_error(server: Server) -> None:
     web(server, "teapot")
     status, answer, _ = server.request("POST", "/services/teapot/call/teapot")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -52,10 +53,11 @@ def holdings(server: Server) -> dict[str, int]:
 
 def zygote(server: Server) -> int:
     for pid in descendants(server.pid):
-        if os.getpgid(pid) == pid and Path(f"/proc/{pid}/comm").read_text().strip() == "solo-zygote":
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-            if parent == server.pid:
-                return pid
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it ended meanwhile
+            if os.getpgid(pid) == pid and Path(f"/proc/{pid}/comm").read_text().strip() == "solo-zygote":
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+                if parent == server.pid:
+                    return pid
     raise AssertionError("no zygote")
 
 
@@ -75,7 +77,8 @@ def warmed(own_server: Server) -> Server:
     own_server.request("POST", "/services", {"service_id": "bad", "code": "1 / 0"})
     own_server.request("DELETE", "/services/first")
     pool = 8
-    eventually(lambda: len(descendants(own_server.pid)) == pool + 1, "the pool is full")
+    eventually(lambda: len(descendants(own_server.pid)) == pool + 2, "the pool is full, beside zygote and checker")
+    eventually(lambda: not os.listdir(own_server.data_dir / "work"), "the first one's work directory is gone")
     return own_server
 
 
@@ -115,7 +118,7 @@ def test_a_kill_while_the_service_restarts_leaves_nothing(tmp_path: Path, pool: 
     with Server(tmp_path, SOLO_SERVICE_WARM_POOL=pool) as server:
         server.deploy("warm-up", mortal)
         server.request("DELETE", "/services/warm-up?force=true")
-        eventually(lambda: len(descendants(server.pid)) == int(pool) + 1, "the pool is full")
+        eventually(lambda: len(descendants(server.pid)) == int(pool) + 2, "the pool is full")
         eventually(lambda: not os.listdir(server.data_dir / "work"), "its work directory is gone")
         before = holdings(server)
         for number in range(40):

@@ -25,8 +25,8 @@ PLAIN = """
 import os, time
 from solo_fast import Service
 class Plain(Service):
-    def work(self, gate, name):
-        while not os.path.exists(gate):
+    def work(self, name):
+        while not os.path.exists("gate"):
             time.sleep(0.01)
         return name
     def terminate(self, reason):
@@ -37,13 +37,13 @@ import asyncio, os
 from solo_fast import Service
 class Asyncio(Service):
     concurrent = {concurrent}
-    async def work(self, gate, name):
-        while not os.path.exists(gate):
+    async def work(self, name):
+        while not os.path.exists("gate"):
             await asyncio.sleep(0.01)
         return name
-    async def ask_another(self, gate, name):
-        await self.work(gate, name)
-        return await self.solo.call("plain", "work", gate=gate, name=name)
+    async def ask_another(self, name):
+        await self.work(name)
+        return await self.solo.call("plain", "work", name=name)
     async def terminate(self, reason):
         await asyncio.sleep(0)
         print("ended:", reason, flush=True)
@@ -78,17 +78,16 @@ def last_events(server: Server, count: int) -> list[str]:
 @pytest.mark.parametrize("stop", [by_signal, by_rest, by_grpc])
 def test_what_is_under_way_finishes(tmp_path: Path, stop: Callable[[Server], None]) -> None:
     """Calls in flight and queued, over both protocols, in all three kinds of services, and one that needs another."""
-    gate = tmp_path / "gate"
     with Server(tmp_path) as server, stub(server) as client, ThreadPoolExecutor(12) as pool:
         server.deploy("plain", PLAIN, limits=LIMITS)
         server.deploy("concurrent", ASYNCIO.format(concurrent=True), limits=LIMITS)
         server.deploy("serial", ASYNCIO.format(concurrent=False), limits=LIMITS)
 
         def rest(service: str, method: str, name: str) -> Any:
-            return server.call(service, method, [str(gate), name])
+            return server.call(service, method, [name])
 
         def over_grpc(service: str, method: str, name: str) -> Any:
-            arguments = json.dumps([str(gate), name]).encode()
+            arguments = json.dumps([name]).encode()
             request = pb.CallRequest(service_id=service, method=method, arguments=arguments)
             return json.loads(client.Call(request, metadata=TENANT).result)
 
@@ -105,7 +104,8 @@ def test_what_is_under_way_finishes(tmp_path: Path, stop: Callable[[Server], Non
         stop(server)
         eventually(lambda: refused_over_rest(server), "new calls are refused")
         assert refused_over_grpc(client)
-        gate.touch()
+        for pid in rows(server, "SELECT payload ->> 'pid' FROM events WHERE event_type = 'service_started'"):
+            Path(f"/proc/{pid}/cwd/gate").touch()
         assert {name: call.result() for name, call in calls.items()} == {name: name for name in calls}
         assert server.process.wait(30) == 0
         assert last_events(server, 2) == ["system_shutdown_started", "system_shutdown_complete"]
@@ -114,7 +114,7 @@ def test_what_is_under_way_finishes(tmp_path: Path, stop: Callable[[Server], Non
 
 
 def refused_over_rest(server: Server) -> bool:
-    status, answer, headers = server.request("POST", "/services/plain/call/work", ["", ""])
+    status, answer, headers = server.request("POST", "/services/plain/call/work", [""])
     return status == 503 and answer["error"] == "shutting_down" and "retry-after" in headers
 
 
@@ -169,20 +169,29 @@ def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
 
 
 def test_a_stop_during_recovery_forgets_nothing(tmp_path: Path) -> None:
-    slow = "import os, time\nwhile os.path.exists({gate!r}): time.sleep(0.01)\ndef f(): return 'up'\n"
-    gate = tmp_path / "gate"
-    with Server(tmp_path) as server, ThreadPoolExecutor(1) as pool:
-        server.deploy("slow", slow.format(gate=str(gate)))
+    patient = """
+import time
+from solo_fast import Service
+class Patient(Service):
+    def init(self):
+        while self.solo.discover("held"):
+            time.sleep(0.01)
+    def ask(self):
+        return "up"
+"""
+    held = {"service_id": "outside", "service_name": "held", "version": "1"}
+    with Server(tmp_path, SOLO_SERVICE_STARTUP_TIMEOUT_MS="60000") as server, ThreadPoolExecutor(1) as pool:
+        server.deploy("slow", patient)
+        handle = server.request("POST", "/registry", held)[1]["service_handle"]
         server.stop(signal.SIGKILL)
-        gate.touch()
         server.start(until_ready=False)
-        waiting = pool.submit(server.request, "POST", "/services/slow/call/f")
+        waiting = pool.submit(server.request, "POST", "/services/slow/call/ask")
         eventually(lambda: server.status("slow")["message_queue_len"] == 1, "a call waits for its service")
         by_signal(server)
         assert waiting.result()[1]["error"] == "shutting_down"
         assert server.process.wait(30) == 0
         assert last_events(server, 2) == ["system_shutdown_started", "system_shutdown_complete"]
-        gate.unlink()
         server.stop()
-        server.start()
-        assert server.call("slow", "f") == "up"
+        server.start(until_ready=False)
+        assert server.request("DELETE", f"/registry/{handle}")[0] == 200
+        assert server.call("slow", "ask") == "up"

@@ -68,6 +68,7 @@ def test_a_watch_can_have_the_logs_too(server):
         server.call("talker", "say", ["hello"], "both")
         message = next(messages)
     assert message["event"] == "service_log"
+    assert "id" not in message  # a client that resumes does so behind the last event
     assert message["data"]["payload"]["line"] == "hello"
 
 
