@@ -140,11 +140,33 @@ KEYS: tuple[Key, ...] = (
         live=True, per_tenant=True),
     Key("service.network", "none", "what a service may reach that does not ask for more: nothing, this host's own"
         " loopback, or everything", choices=("none", "loopback", "all"), live=True, per_tenant=True),
+    Key("service.memory_action", "kill", "at max_memory_bytes: end the process; slow it down to a tenth of a core, and"
+        " end it at twice the limit; or only say so", choices=("kill", "throttle", "warn"), live=True, per_tenant=True),
+    Key("service.warn_percent", 80, "percent of max_memory_bytes and max_disk_bytes at which it is said that a service"
+        " comes near; 0: not before", most=100, live=True, per_tenant=True),
+    Key("service.cpu", 0, "share of one core, percent; 0: as much as there is", most=100_000, live=True,
+        per_tenant=True),
+    Key("service.cpu_action", "throttle", "at the share of CPU: hold it to the share; end it, or say so, after some"
+        " seconds over it", choices=("kill", "throttle", "warn"), live=True, per_tenant=True),
+    Key("service.max_disk_bytes", 256 * MIB, "disk that a service's work directory takes; each file counts 4096 bytes"
+        " at least", least=65_536, most=2**50, live=True, per_tenant=True),
+    Key("service.disk_action", "kill", "at max_disk_bytes: end the process; slow it down to a tenth of a core; or only"
+        " say so", choices=("kill", "throttle", "warn"), live=True, per_tenant=True),
+    Key("service.log_lines_per_second", 1000, "log lines of a service, one for each started kilobyte; more are dropped,"
+        " and counted; 0 sets no rate", most=1_000_000, live=True, per_tenant=True),
+    Key("service.log_burst", 5000, "log lines that may come at once", most=10_000_000, live=True, per_tenant=True),
+    Key("service.cgroups", "auto", "whether services are held by cgroups where this kernel may use them, or by sampling"
+        " alone", choices=("auto", "off")),
     Key("service.max_open_files", 1024, "open files of each of a service's processes", least=16, most=2**20, live=True,
         per_tenant=True),
     Key("service.max_file_bytes", 1024 * MIB, "the largest file that a service can write", least=4096, most=2**50,
         live=True, per_tenant=True),
     Key("service.warm_pool", 8, "blank processes kept ready for deploys; 0 keeps none", most=1000),
+    Key("pressure.memory_bytes", 1024 * MIB, "memory of the kernel itself; at 80% and 90% of this, and of the next"
+        " three, there is a runtime_pressure event", least=MIB, most=2**50, live=True),
+    Key("pressure.threads", 128, "threads of the kernel itself", least=1, live=True),
+    Key("pressure.loop_lag_ms", 500, "how late the kernel's event loop may be", least=1, live=True),
+    Key("pressure.children", 4000, "service processes, blank ones included", least=1, live=True),
 )  # fmt: skip
 
 _BY_NAME = {key.name: key for key in KEYS}

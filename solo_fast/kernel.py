@@ -76,7 +76,10 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
 
     uids = uid_range(config.get("security.uid_range"))
     rooms = Rooms(data_dir / "work", uids[:-1], start=zlib.crc32(bytes(data_dir)))
-    rooms.prepare()  # before the zygote, which mounts it
+    try:
+        rooms.prepare()  # before the zygote, which mounts it
+    except OSError as error:
+        raise StartError(f"{data_dir}/work can't be made: {error.strerror}; free space on its disk") from None
     enabled = config.get("security.sandbox") == "on"
     programs = [path for path in config.get("security.program_paths").split(",") if path]
     settings = Settings(enabled, str(data_dir / "work"), uids[-1] if uids else 0, programs)
@@ -173,12 +176,14 @@ class Kernel:
         from solo_fast._ext.registry import Directory
         from solo_fast._ext.shedder import Shedder
         from solo_fast.operations import Operations
+        from solo_fast.runtime.limiter import Limiter, memory_ceiling
         from solo_fast.runtime.process import LinkLimits
         from solo_fast.runtime.recovery import Recovery
         from solo_fast.runtime.supervisor import Supervisor
         from solo_fast.store.eventstore import EventStore
         from solo_fast.store.logbook import LogBook
         from solo_fast.store.retention import DAY_MS, Retention
+        from solo_fast.telemetry.pressure import Pressure
 
         self.config = config
         self.log = log
@@ -212,9 +217,20 @@ class Kernel:
                 state_bytes=min(config.get("limits.max_state_bytes"), config.get("limits.max_frame_bytes")),
             ),
             warm_pool=config.get("service.warm_pool"),
+            limiter=Limiter(
+                self.store.record_soon,
+                data_dir / "run",
+                use_cgroups=config.get("service.cgroups") != "off",
+                usual=(
+                    memory_ceiling(config.get("service.max_memory_bytes"), config.get("service.memory_action")),
+                    config.get("service.max_processes"),
+                ),
+                movable=lambda: frozenset((os.getpid(), zygote.pid)),
+            ),
             rooms=rooms,
             handle_request=self._inside_request,
         )
+        self.pressure = Pressure(self.store.record_soon, config.get, lambda: zygote.child_count)
         self.operations = Operations(config, self, self.supervisor, self.store, self.logs, self.directory)
         self.recovery = Recovery(self.supervisor, self.directory, self.store)
         self._recover = recover
@@ -264,6 +280,7 @@ class Kernel:
             ports = await self._open_gateways(stack)
             _write_port_file(port_file, *ports)
             upkeep = loop.create_task(self._upkeep())
+            watching = loop.create_task(self.pressure.run())
             stopping = loop.create_task(self._stop.wait())
             await asyncio.wait([recovering, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
@@ -273,12 +290,21 @@ class Kernel:
             await stopping
             recovering.cancel()
             upkeep.cancel()
+            watching.cancel()
             await asyncio.wait([recovering])
             log.info("shutting down")
             notify_service_manager("STOPPING=1")
             await self.store.keep(self._event("system_shutdown_started", {}))
             await self.supervisor.close(self._grace_s)
         log.info("stopped")
+
+    async def _record_start(self, started: Any) -> None:
+        from solo_fast.store.database import StoreUnavailable
+
+        try:
+            await self.store.record(started)
+        except StoreUnavailable as error:
+            raise StartError(f"{self.store.path}: {error.message}") from None
 
     def _check_layers(self) -> None:
         """Say which layers of the sandbox are missing.
@@ -299,14 +325,6 @@ class Kernel:
         for name, report in layers.items():
             if not report.holds and report.needed:
                 log.warning("the sandbox has no layer %s on this host: %s", name, report.detail)
-
-    async def _record_start(self, started: Any) -> None:
-        from solo_fast.store.database import StoreUnavailable
-
-        try:
-            await self.store.record(started)
-        except StoreUnavailable as error:
-            raise StartError(f"{self.store.path}: {error.message}") from None
 
     async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> tuple[int, int]:
         from solo_fast.gateway.grpc import GrpcGateway
@@ -416,7 +434,7 @@ class Kernel:
 
         read_only = self.store.refusal is not None
         return {
-            "status": "degraded" if read_only and self.state == "healthy" else self.state,
+            "status": "degraded" if (read_only or self.store.damage) and self.state == "healthy" else self.state,
             "version": __version__,
             "timestamp": time.time_ns() // 1_000_000,
             "uptime_ms": round((time.monotonic() - self.started_at) * 1000),
@@ -443,6 +461,10 @@ class Kernel:
             in_flight=self.shedder.in_flight,
             shed=shed["shed"],
             breakers_open=self.supervisor.breakers_open(),
+            descriptors=int(self.pressure.figures["descriptors"].value),
+            threads=int(self.pressure.figures["threads"].value),
+            loop_lag_ms=self.pressure.figures["loop_lag_ms"].value,
+            under_pressure=self.pressure.under_pressure(),
             shed_by=[
                 ShedCount(tenant=tenant, admission=Admission(admission).name.lower(), reason=reason, count=count)
                 for (tenant, admission, reason), count in shed["shed_by"].items()

@@ -204,6 +204,19 @@ def status_command(client: Client, service: str | None, service_id: str | None, 
         _print_list(answer)
 
 
+def _usage(usage: dict[str, Any], limits: dict[str, Any]) -> list[tuple[str, str]]:
+    """What it uses of what it may, as of the last look at it; nothing while no process of it runs."""
+    if not usage["held_by"]:
+        return []
+    of_disk, of_processes = size(limits["max_disk_bytes"]), limits["max_processes"]
+    return [
+        ("all memory", f"{size(usage['memory_bytes'])} of {size(limits['max_memory_bytes'])}, by {usage['held_by']}"),
+        ("processes", f"{usage['processes']} of {of_processes}"),
+        ("disk", f"{size(usage['disk_bytes'])} of {of_disk}"),
+        *([("throttled for", ", ".join(usage["throttled"]))] if usage["throttled"] else []),
+    ]
+
+
 def _print_status(entry: dict[str, Any]) -> None:
     pairs(
         [
@@ -215,8 +228,11 @@ def _print_status(entry: dict[str, Any]) -> None:
             ("memory", size(entry["memory_bytes"])),
             ("mailbox", entry["message_queue_len"]),
             ("cpu", f"{entry['reductions'] / 1e6:.3f} s"),
+            *_usage(entry["usage"], entry["limits"]),
             ("created", moment(entry["created_at"])),
             ("changed", moment(entry["updated_at"])),
+            ("network", entry["network"]),
+            ("sandbox", ", ".join(entry["sandbox"]) or "off: it is not confined"),
             *(((f"label {name}"), value) for name, value in entry["labels"].items()),
         ]
     )

@@ -21,6 +21,9 @@ Format = Literal["python_source", "elixir_source", "external_binary"]
 Network = Literal["none", "loopback", "all"]
 """What a service may reach: nothing, this host's own loopback addresses, everything."""
 
+LimitAction = Literal["kill", "throttle", "warn"]
+"""What happens to a service at a limit: it is ended, slowed down, or it is only said."""
+
 Strategy = Literal["hot", "replace"]
 """How a swap goes: beside the old version, with its state; or the old one stops, then the new one starts."""
 
@@ -80,6 +83,14 @@ class ServiceLimits(Request, kw_only=True):
     max_memory_bytes: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] | None = None
     max_processes: Annotated[int, Meta(ge=1, le=30_000)] | None = None
     network: Network | None = None
+    memory_action: LimitAction | None = None
+    warn_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
+    cpu: Annotated[int, Meta(ge=0, le=100_000, description="Percent of one core; 0: unbounded.")] | None = None
+    cpu_action: LimitAction | None = None
+    max_disk_bytes: Annotated[int, Meta(ge=65_536, le=1 << 50)] | None = None
+    disk_action: LimitAction | None = None
+    log_lines_per_second: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    log_burst: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
     breaker_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     breaker_open_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
     breaker_successes: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
@@ -137,6 +148,20 @@ class Figures(Response, kw_only=True):
     labels: Metadata = field(default_factory=dict)
 
 
+class Usage(Response, kw_only=True):
+    """What a service uses, as of the last look at it; all 0 while no process of it runs.
+
+    memory_bytes: resident sets of its processes together. throttled: the limits (memory, disk, cpu) that it is slowed
+    down for. held_by: what keeps its limits, cgroup or sampling.
+    """
+
+    memory_bytes: int = 0
+    processes: int = 0
+    disk_bytes: int = 0
+    throttled: list[str] = field(default_factory=list)
+    held_by: Literal["cgroup", "sampling", ""] = ""
+
+
 ServiceState = Literal["starting", "running", "swapping", "restarting", "gave_up"]
 
 
@@ -161,6 +186,8 @@ class StatusResponse(ServiceEntry, kw_only=True):
     labels: Metadata
     network: Network
     sandbox: list[str]
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
+    usage: Usage = field(default_factory=Usage)
     circuit: Circuit = "closed"
 
 
@@ -493,8 +520,8 @@ class HealthRequest(Request, kw_only=True):
 class HealthResponse(Response, kw_only=True):
     """`timestamp` and `uptime_ms` are milliseconds (epoch and since start); `memory_mb` is the kernel's RSS in MiB;
     `process_count` counts the kernel, its zygote and its children. The kernel is "starting" until the services of
-    the desired state are recovered, and "degraded" while it is `read_only`: the store has no room, so what changes
-    something is refused, and reads and calls go on."""
+    the desired state are recovered, and "degraded" while it is `read_only` (the store has no room, so what changes
+    something is refused, and reads and calls go on) or its store was found damaged."""
 
     status: Literal["healthy", "starting", "degraded", "shutting_down"]
     version: str
@@ -522,6 +549,8 @@ class ShedCount(Response, kw_only=True):
 
 
 class MetricsResponse(HealthResponse, kw_only=True):
+    """descriptors, threads and loop_lag_ms are the kernel's own; under_pressure names what is over 80% of its limit."""
+
     services: int
     events: int
     calls: int
@@ -529,6 +558,10 @@ class MetricsResponse(HealthResponse, kw_only=True):
     shed: int
     shed_by: list[ShedCount] = field(default_factory=list)
     breakers_open: int = 0
+    descriptors: int = 0
+    threads: int = 0
+    loop_lag_ms: float = 0.0
+    under_pressure: list[str] = field(default_factory=list)
 
 
 class ErrorBody(Response, kw_only=True):

@@ -15,6 +15,14 @@ _FAMILIES = (
     ("solo_in_flight", "gauge", "Requests in flight.", lambda m: m.in_flight),
     ("solo_read_only", "gauge", "1 while the store can't be written.", lambda m: int(m.read_only)),
     ("solo_breakers_open", "gauge", "Services whose circuit is open or half open.", lambda m: m.breakers_open),
+    ("solo_threads", "gauge", "Threads of the kernel.", lambda m: m.threads),
+    (
+        "solo_loop_lag_seconds",
+        "gauge",
+        "How late the event loop was, last second.",
+        lambda m: m.loop_lag_ms / 1000,
+    ),
+    ("process_open_fds", "gauge", "Open descriptors of the kernel.", lambda m: m.descriptors),
     ("process_resident_memory_bytes", "gauge", "Resident memory of the kernel.", lambda m: int(m.memory_mb * 2**20)),
 )
 

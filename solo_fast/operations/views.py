@@ -15,6 +15,8 @@ from solo_fast.domain.layers import LayerReport, holding
 from solo_fast.runtime.service import Service
 from solo_fast.store.lines import LogLine
 
+_LIMITS = m.ServiceLimits.__struct_fields__
+
 
 def time_of(epoch_ms: int) -> datetime:
     return datetime.fromtimestamp(epoch_ms / 1000, UTC)
@@ -80,6 +82,8 @@ def status(service: Service, recent: Iterable[Event], layers: dict[str, LayerRep
         version=service.spec.version.number,
         recent_events=[event_view(event) for event in recent],
         labels=service.spec.metadata,
+        limits=m.ServiceLimits(**{name: getattr(service.spec.limits, name) for name in _LIMITS}),
+        usage=service.house.limiter.usage(service.process),
         network=service.spec.limits.network,
         sandbox=holding(layers, service.spec.limits.network),
         circuit=service.breaker.state,

@@ -15,6 +15,7 @@ class LineSink(Protocol):
     def saturated(self) -> bool: ...
     async def drained(self) -> None: ...
     def line(self, stream: Stream, text: str) -> None: ...
+    def sift(self, data: bytes, new: int) -> bytes: ...
 
 
 class PipeReader(asyncio.Protocol):
@@ -41,7 +42,7 @@ class PipeReader(asyncio.Protocol):
         self._transport = cast("asyncio.ReadTransport", transport)  # uvloop's is one in all but its base class
 
     def data_received(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, self._rest = self._sink.sift(self._rest + data, len(data)).split(b"\n")
         for line in lines:
             self._emit(line)
         while len(self._rest) >= self._limit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from solo_fast.domain.errors import InternalError
 from solo_fast.runtime.process import NOBODY, LinkLimits, Owner, Process, Source
@@ -21,15 +22,17 @@ class WarmPool:
 
     Args:
         size: how many to keep; 0 forks for each deploy.
+        enclose: told of each new process.
 
     Attributes:
         paused: whether it is left as it is, because the cores have better to do.
     """
 
-    def __init__(self, zygote: ZygoteClient, limits: LinkLimits, size: int) -> None:
+    def __init__(self, zygote: ZygoteClient, limits: LinkLimits, size: int, enclose: Callable[[Process], None]) -> None:
         self._zygote = zygote
         self._limits = limits
         self._size = size
+        self._enclose = enclose
         self._blanks: list[Process] = []
         self._refilling: asyncio.Task[None] | None = None
         self._unclaimed: set[asyncio.Task[Process]] = set()  # forks whose taker went away
@@ -74,6 +77,7 @@ class WarmPool:
         except InternalError:  # the zygote may just have died: the next one gets one try
             process = Process(self._zygote, self._limits)
             await process.start(source, owner)
+        self._enclose(process)
         return process
 
     def refill(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import orjson
 
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
+from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Stream
 from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.external import Door, Program, UnreachableError
@@ -83,6 +84,8 @@ class Description:
         Raises:
             ValueError, TypeError: it is not what a service says.
         """
+        if not isinstance(described, dict):
+            raise TypeError("it describes itself by something else than an object")
         made = cls(**{**described, "methods": frozenset(described.get("methods", ()))})
         if not all(isinstance(name, str) for name in (made.kind, made.class_name, *made.methods)):
             raise ValueError("it describes itself by something else than names")
@@ -121,11 +124,19 @@ class Owner:
     def line(self, stream: Stream, text: str) -> None:
         """The service printed or logged a line."""
 
+    def sift(self, data: bytes, new: int) -> bytes:
+        """What may pass of printed lines, whose last `new` bytes have just come."""
+        return data
+
     def compiled(self, code: bytes) -> None:
         """The service compiled its source, and this is the marshalled code object."""
 
     def checkpoint(self, process: Process, state: bytes) -> None:
         """The service's state, for the store."""
+
+    def why(self, process: Process) -> str:
+        """What there is to say about the end of the process, for the end of a sentence."""
+        return ""
 
     def ended(self, process: Process, ending: Ending) -> None:
         """The process is gone."""
@@ -147,6 +158,7 @@ class Process(asyncio.Protocol):
     Attributes:
         pending: message id -> future of a call, or None for a cast: the mailbox, until each is handled.
         kept: the messages of `pending` themselves, while they are kept for a second sending; else None.
+        violation: of the limit that it was killed for.
         exited: done with its Ending as soon as the process is gone.
     """
 
@@ -159,6 +171,7 @@ class Process(asyncio.Protocol):
         self.pending: dict[int, asyncio.Future[bytes] | None] = {}
         self.calls_pending = 0
         self.kept: dict[int, Message] | None = None
+        self.violation: Event | None = None
         self._kept_bytes = 0
         self.exited: asyncio.Future[Ending] = self._loop.create_future()
         self.stopping = False
@@ -175,6 +188,7 @@ class Process(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pipes: list[PipeReader] = []
         self._exit_task: asyncio.Task[None] | None = None
+        self._holding: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
@@ -253,6 +267,9 @@ class Process(asyncio.Protocol):
 
     def line(self, stream: Stream, text: str) -> None:
         self.owner.line(stream, text)
+
+    def sift(self, data: bytes, new: int) -> bytes:
+        return self.owner.sift(data, new)
 
     # -- load and check ------------------------------------------------------------------------------------------
 
@@ -333,7 +350,9 @@ class Process(asyncio.Protocol):
                 f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             ) from None
         except _EndedEarlyError as error:
-            raise deploy_failed(f"the process {error.ending} before the source had come up") from None
+            raise deploy_failed(
+                f"the process {error.ending} before the source had come up{self.owner.why(self)}"
+            ) from None
         except FrameError as error:
             raise deploy_failed(f"the source broke its link to the kernel: {error}") from None
         except BaseException:
@@ -512,6 +531,7 @@ class Process(asyncio.Protocol):
         elif kind == Kind.LOG:
             for line in body[: self.limits.line_bytes].decode("utf-8", "replace").split("\n"):
                 self.owner.line("log", line)
+            self._hold_link()
         elif kind in (Kind.READY, Kind.REPORT):
             self._loaded(orjson.loads(body), None)
         elif kind == Kind.FAILED:
@@ -528,6 +548,18 @@ class Process(asyncio.Protocol):
                 self.owner.checkpoint(self, body)
         else:
             raise FrameError(f"a service does not send frames of kind {kind}")
+
+    def _hold_link(self) -> None:
+        """A service that logs faster than its lines are taken waits with all that it says."""
+        if self.owner.saturated and self._holding is None and self._transport is not None:
+            self._transport.pause_reading()
+            self._holding = self._loop.create_task(self._read_on())
+
+    async def _read_on(self) -> None:
+        await self.owner.drained()
+        self._holding = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _settle(self, message_id: int, body: bytes, error: SoloError | None) -> None:
         future = self.pending.pop(message_id, None)
@@ -609,7 +641,7 @@ class Process(asyncio.Protocol):
             os.close(self.child.pidfd)
             self.child.pidfd = -1
         await self._last_frames()
-        self._fail_pending(ServiceError(f"the service {ending} before it answered"))
+        self._fail_pending(ServiceError(f"the service {ending} before it answered{self.owner.why(self)}"))
         for post in self._posts:
             post.cancel()
         self._loaded(None, _EndedEarlyError(ending))
@@ -637,6 +669,8 @@ class Process(asyncio.Protocol):
 
     async def _close_io(self) -> None:
         """Read what it said last, then let its descriptors go."""
+        if self._holding is not None:
+            self._holding.cancel()
         if self._transport is not None:
             self._transport.close()
         if self._pipes:

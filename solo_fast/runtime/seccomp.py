@@ -53,6 +53,7 @@ _MACHINES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}  # column of
 
 # BPF: class | size or operation | mode or source.
 _LOAD = 0x20
+_JUMP = 0x05  # by the operand, which goes further than the others' 255 instructions
 _JUMP_EQUAL = 0x15
 _JUMP_GREATER = 0x25
 _JUMP_AT_LEAST = 0x35
@@ -198,6 +199,7 @@ _TESTS = {  # how -> the jump, and whether the condition holds when it is taken
     "no_bit": (_JUMP_ANY_BIT, False),
 }
 
+LEAF = 4  # numbers that are tested one after the other
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
@@ -232,10 +234,7 @@ def numbers() -> dict[str, int]:
 
 
 def assemble(rules: tuple[Rule, ...]) -> bytes:
-    """A filter that does this and allows all else that is known, as an array of struct sock_filter.
-
-    It tests the number once for each call in the rules; from that the kernel makes a bitmap of those always allowed.
-    """
+    """A filter that does this and allows all else that is known, as an array of struct sock_filter."""
     by_name = numbers()
     by_number: dict[int, list[Rule]] = {}
     for rule in rules:
@@ -251,13 +250,24 @@ def assemble(rules: tuple[Rule, ...]) -> bytes:
         (_JUMP_GREATER, 0, 1, NEWEST),
         (_RETURN, 0, 0, ENOSYS),
     ]
-    for number, of_number in by_number.items():
+    code += _search(sorted(by_number.items()))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+def _search(rules: list[tuple[int, list[Rule]]]) -> list[_Instruction]:
+    """Find the call's number by halving. When a filter is installed, Linux runs it for every number there is, to know
+    those always allowed: one test after the other makes that the dearest part of a sandbox."""
+    if len(rules) > LEAF:
+        middle = len(rules) // 2
+        below, above = _search(rules[:middle]), _search(rules[middle:])
+        return [(_JUMP_AT_LEAST, 0, 1, rules[middle][0]), (_JUMP, 0, 0, len(below)), *below, *above]
+    code: list[_Instruction] = []
+    for number, of_number in rules:
         body = [instruction for rule in of_number for instruction in _body(rule)]
         if of_number[-1].conditions:
             body.append((_RETURN, 0, 0, ALLOW))
         code += [(_JUMP_EQUAL, 0, len(body), number), *body]
-    code.append((_RETURN, 0, 0, ALLOW))
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+    return [*code, (_RETURN, 0, 0, ALLOW)]
 
 
 def _body(rule: Rule) -> list[_Instruction]:

@@ -23,7 +23,7 @@ from solo_fast.domain.errors import (
     TenantOverloaded,
 )
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Circuit, Figures, Network, ServiceState, Stream
+from solo_fast.domain.messages import Circuit, Figures, LimitAction, Network, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.breaker import BreakerSettings, CircuitBreaker
@@ -32,6 +32,8 @@ from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.external import Program
 from solo_fast.runtime.frames import RESTORE, Kind
 from solo_fast.runtime.keepsake import Keepsake
+from solo_fast.runtime.limiter import Limiter
+from solo_fast.runtime.lograte import LogRate
 from solo_fast.runtime.mailbox import Mailbox, Message
 from solo_fast.runtime.process import (
     UNSENT_BYTES_MAX,
@@ -43,6 +45,7 @@ from solo_fast.runtime.process import (
     deploy_failed,
 )
 from solo_fast.runtime.rooms import Room
+from solo_fast.runtime.violation import Refusals, explanation
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -65,6 +68,14 @@ class Limits:
     network: Network
     max_open_files: int
     max_file_bytes: int
+    memory_action: LimitAction
+    warn_percent: int
+    cpu: int
+    cpu_action: LimitAction
+    max_disk_bytes: int
+    disk_action: LimitAction
+    log_lines_per_second: int
+    log_burst: int
     breaker_failures: int
     breaker_open_ms: int
     breaker_successes: int
@@ -151,6 +162,8 @@ class House(Protocol):
 
     checkpoints: CheckpointStore
 
+    @property
+    def limiter(self) -> Limiter: ...
     async def new_process(self, source: Source, owner: Owner) -> Process: ...
     async def own_ports(self) -> tuple[int, ...]: ...
     def refill(self) -> None: ...
@@ -177,6 +190,8 @@ class Service(Owner):
         beside: processes that load or stand by to take the place of the present one, and those that end.
         examination: what the static check of its source found.
         breaker: its circuit, which calls pass; a new version has a new one.
+        violation: for which limit the newest process that did not come up was killed.
+        log_rate, refusals, disk_bytes: what the limiter keeps of it from one process to the next.
     """
 
     def __init__(self, spec: Spec, house: House) -> None:
@@ -191,6 +206,10 @@ class Service(Owner):
         self.examination: Examination = CLEAN
         self.breaker = CircuitBreaker(spec.limits.breaker, time.monotonic, self._circuit_changed)
         self._circuit_event: Event | None = None
+        self.violation: Event | None = None
+        self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
+        self.refusals = Refusals(spec.tenant, spec.service_id, house.note, lambda: house.limiter.uneasy(self))
+        self.disk_bytes = 0
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self._process: Process | None = None
@@ -279,13 +298,16 @@ class Service(Owner):
         )
         process = await self.house.new_process(source, owner)
         self.beside.add(process)
+        self.violation = None
         try:
+            await self.house.limiter.confine(self, process, spec.limits)
             if self._ended:
                 raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
             described = await process.load(source, owner, patience * spec.limits.startup_timeout_ms / 1000)
             if process.exited.done():
                 raise deploy_failed(f"the process {process.exited.result()} as soon as it had come up")
         except BaseException:
+            self.violation = process.violation
             self.drop(process)
             raise
         finally:
@@ -365,10 +387,13 @@ class Service(Owner):
         self._install(process, described)
 
     def _adopt(self, spec: Spec) -> None:
+        limits, former = spec.limits, self.spec.limits
         self.spec = spec
         self._digest = hashlib.sha256(spec.text).digest()
-        self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
+        self._intensity = RestartIntensity(limits.max_restarts, limits.max_seconds)
         self._new_circuit()
+        if (limits.log_lines_per_second, limits.log_burst) != (former.log_lines_per_second, former.log_burst):
+            self.log_rate = LogRate(limits.log_lines_per_second, limits.log_burst)
 
     async def halt(self) -> None:
         """Stop the process for good, so that another can start in its place; messages are held, the state is kept."""
@@ -478,22 +503,39 @@ class Service(Owner):
         self.house.serve_request(self, process, message_id, body)
 
     def line(self, stream: Stream, text: str) -> None:
-        self.house.log_line(self.spec.tenant, self.spec.service_id, stream, text)
+        if stream != "log" or self.log_rate.take(len(text)):  # what was printed has been sifted already
+            self.house.log_line(self.spec.tenant, self.spec.service_id, stream, text)
+        else:
+            self._tell_flood()
+
+    def sift(self, data: bytes, new: int) -> bytes:
+        passed = self.log_rate.sift(data, new)
+        if passed is not data:
+            self._tell_flood()
+        return passed
+
+    def _tell_flood(self) -> None:
+        self.refusals.refused("log_lines", self.log_rate.seen, self.spec.limits.log_lines_per_second)
 
     def compiled(self, code: bytes) -> None:
         self.house.keep_code(self.spec.tenant, self._digest, code)
 
     @property
     def saturated(self) -> bool:
-        return self.house.logs_saturated
+        return self.log_rate.held or self.house.logs_saturated
 
     async def drained(self) -> None:
+        await self.log_rate.rested()
         await self.house.logs_drained()
 
     def checkpoint(self, process: Process, state: bytes) -> None:
         persists = self.described is not None and self.described.persist
         if process is self._process and persists and self._keeps_state:
             self.house.checkpoints.save(self.spec.tenant, self.spec.service_id, state)
+
+    def why(self, process: Process) -> str:
+        self.house.limiter.conclude(process)
+        return explanation(process.violation) if process.violation is not None else ""
 
     def ended(self, process: Process, ending: Ending) -> None:
         if process is self._process and self.alive and not process.stopping and not self._ended:
@@ -513,7 +555,7 @@ class Service(Owner):
 
     def _crashed(self, process: Process, ending: Ending) -> None:
         figures: dict[str, Any] = {"exit_code": ending.exit_code, "signal": ending.signal, "restarts": self.restarts}
-        crash = self._event("service_crashed", figures)
+        crash = self._event("service_crashed", figures, process.violation)
         self.house.note(crash)
         if self.regret(f"it {ending}", crash):
             return
@@ -551,7 +593,7 @@ class Service(Owner):
     def _did_not_start(self, error: SoloError, cause: Event) -> Event:
         diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
         payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
-        return self._event("service_crashed", payload, cause)
+        return self._event("service_crashed", payload, self.violation or cause)
 
     def _event(self, event_type: str, payload: dict[str, Any], cause: Event | None = None) -> Event:
         return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
@@ -625,6 +667,7 @@ class Service(Owner):
     def _room_for_call(self, method: str) -> Process:
         process = self._admit(method)
         if process.calls_pending >= self.spec.limits.max_in_flight:
+            self.refusals.refused("calls_in_flight", process.calls_pending, self.spec.limits.max_in_flight)
             raise TenantOverloaded(
                 f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
                 retry_after_ms=100,
@@ -712,6 +755,8 @@ class Service(Owner):
         if not self._knows(method):
             raise self._unknown(method)
         if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
+            unsent = {"unsent_bytes": self._process.unsent_bytes}
+            self.refusals.refused("mailbox", self.mailbox_length, self.spec.limits.mailbox_limit, **unsent)
             raise TenantOverloaded(
                 f"the mailbox of {self.spec.service_id} is full ({self.mailbox_length} messages); try again later",
                 retry_after_ms=100,
@@ -733,8 +778,10 @@ class Service(Owner):
             raise self.gone()
         if self.state == "gave_up":
             raise self._gave_up()
-        full = len(self._mailbox) >= self.spec.limits.mailbox_limit
+        waiting = len(self._mailbox)
+        full = waiting >= self.spec.limits.mailbox_limit
         if full or self._mailbox.argument_bytes > UNSENT_BYTES_MAX:
+            self.refusals.refused("mailbox", waiting, self.spec.limits.mailbox_limit)
             raise TenantOverloaded(
                 f"the mailbox of {self.spec.service_id} is full while it is {self.state}", retry_after_ms=500
             )

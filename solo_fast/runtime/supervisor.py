@@ -19,6 +19,7 @@ from solo_fast.domain.messages import CodeCheck, Format, Stream
 from solo_fast.runtime.checkers import Checkers
 from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.draining import end_all
+from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.rooms import Room, Rooms
@@ -68,6 +69,7 @@ class Supervisor:
     """Owns every Service, the warm pool, and the services' rooms.
 
     Args:
+        limiter: holds services to their limits; started and closed with this.
         rooms: where each service gets its own work directory and user id.
         handle_request: carries out what a service asks through `self.solo`.
     """
@@ -80,6 +82,7 @@ class Supervisor:
         logs: LogBook,
         link_limits: LinkLimits,
         warm_pool: int,
+        limiter: Limiter,
         rooms: Rooms,
         handle_request: RequestHandler,
     ) -> None:
@@ -87,8 +90,9 @@ class Supervisor:
         self._own_ports: asyncio.Future[tuple[int, ...]] | None = None
         self._store = store
         self._logs = logs
+        self.limiter = limiter
         self._zygote = zygote
-        self._pool = WarmPool(zygote, link_limits, warm_pool)
+        self._pool = WarmPool(zygote, link_limits, warm_pool, limiter.enclose)
         self._rooms = rooms
         self.scratch = rooms.root
         self.checkpoints = CheckpointStore(store)
@@ -106,6 +110,7 @@ class Supervisor:
     def start(self) -> None:
         """Fill the pool; the zygote is ready."""
         self._rooms.gives_uids = self._zygote.layers["uid"].holds
+        self.limiter.start()
         self._pool.refill()
         self.checkers.begin()
 
@@ -389,4 +394,5 @@ class Supervisor:
         while self._endings:
             await asyncio.wait(self._endings)
         await self.checkpoints.close()
+        await self.limiter.close()
         await asyncio.to_thread(self._rooms.remove)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -52,10 +53,11 @@ def holdings(server: Server) -> dict[str, int]:
 
 def zygote(server: Server) -> int:
     for pid in descendants(server.pid):
-        if os.getpgid(pid) == pid and Path(f"/proc/{pid}/comm").read_text().strip() == "solo-zygote":
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-            if parent == server.pid:
-                return pid
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it ended meanwhile
+            if os.getpgid(pid) == pid and Path(f"/proc/{pid}/comm").read_text().strip() == "solo-zygote":
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+                if parent == server.pid:
+                    return pid
     raise AssertionError("no zygote")
 
 

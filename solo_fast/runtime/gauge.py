@@ -1,0 +1,168 @@
+"""What a service's processes use: memory, CPU time, and which processes they are. Read from /proc, or from its group.
+
+Files that are read every second are opened once: a read costs one or two microseconds, and opening it anew seven more.
+How many are kept open is bounded; what has no place is opened each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+
+from solo_fast._ext import probe
+from solo_fast.runtime.cgroup import Group
+from solo_fast.runtime.family import add_below
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+KEPT_SHARE = 4  # of this process's descriptors, a quarter is for kept files
+_STAT_CHILDREN_TIMES = slice(13, 15)  # cutime and cstime, behind the name; proc_pid_stat(5)
+_BYTES = 4096
+
+
+class Kept:
+    """How many descriptors are kept by all gauges together, and how many may be."""
+
+    count = 0
+    most = 256
+
+    @classmethod
+    def bound(cls) -> None:
+        """Let them have their share of the descriptors that this process may have now."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        cls.most = soft // KEPT_SHARE
+
+
+class Gauge:
+    """Reads one service process and whatever it forked.
+
+    Attributes:
+        members: the other processes of the service, as of the last look.
+        forks_refused: how often Linux refused it another process or thread; 0 where nobody counts that.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_group",
+        "_kept",
+        "_leader",
+        "_lists_members",
+        "_pages",
+        "_paths",
+        "forks_refused",
+        "members",
+    )
+
+    def __init__(self, pid: int, group: Group | None) -> None:
+        self._leader = pid
+        self._clock = clock_id(pid)
+        self._group = group
+        statm, children = f"/proc/{pid}/statm", f"/proc/{pid}/task/{pid}/children"
+        self._lists_members = group is not None and group.procs_path is not None
+        counters = group.pids_paths if group is not None else ("", "")
+        self._paths = (statm, "" if self._lists_members else children, *counters)
+        self._kept: list[int] = []
+        self._pages = 0
+        self.members: list[int] = []
+        self.forks_refused = 0
+
+    def leader_cpu_ns(self) -> int:
+        """CPU time of the service process itself; -1 when it is gone. The cheapest sign of life there is."""
+        return probe.cpu_ns(self._clock)
+
+    def look(self, most: int) -> None:
+        """Learn its first process's memory, and which other processes belong to it, up to `most`.
+
+        Raises:
+            OSError: the process is gone, or no descriptor is left.
+        """
+        fds = self._kept or self._open()
+        try:
+            self._pages, found, tasks, self.forks_refused = probe.look(*fds)
+        finally:
+            if fds is not self._kept:
+                _close(fds)
+        if self._group is not None and self._lists_members:
+            # Read anew each time: version 1 goes on showing an old list to whoever reads one more than once a second.
+            found = [pid for pid in self._group.members() if pid != self._leader] if tasks != 1 else []
+        elif found:
+            add_below(found, most)
+        self.members = found
+
+    def _open(self) -> list[int]:
+        fds: list[int] = []
+        try:
+            fds.extend(os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path else -1 for path in self._paths)
+        except OSError:
+            _close(fds)
+            raise
+        if Kept.count + _held(fds) <= Kept.most:
+            Kept.count += _held(fds)
+            self._kept = fds
+        return fds
+
+    def resident_bytes(self) -> int:
+        """Resident sets together, as of the last look; pages that several processes share count for each of them."""
+        return (self._pages + sum(_pages(_read(f"/proc/{pid}/statm")) for pid in self.members)) * PAGE_BYTES
+
+    def own_bytes(self) -> int:
+        """What memory is really the service's: without what it shares with others, and shared pages once.
+
+        Reads page tables, so it can take milliseconds; worth it only where `resident_bytes` is near a limit.
+        """
+        if self._group is not None:
+            counted = self._group.anonymous_bytes()
+            if counted is not None:
+                return counted
+        return sum(proportional_bytes(pid) for pid in (self._leader, *self.members))
+
+    def cpu_ns(self) -> int:
+        """CPU time of all processes that live, and of the leader's children that have ended."""
+        total = self.leader_cpu_ns() + sum(max(0, probe.cpu_ns(clock_id(pid))) for pid in self.members)
+        text = _read(f"/proc/{self._leader}/stat")
+        times = text[text.rfind(b")") + 2 :].split()[_STAT_CHILDREN_TIMES]
+        return total + sum(map(int, times)) * TICK_NS
+
+    def close(self) -> None:
+        Kept.count -= _held(self._kept)
+        _close(self._kept)
+        self._kept = []
+
+
+def clock_id(pid: int) -> int:
+    """The id of a process's CPU clock, as clock_getcpuclockid(3) derives it."""
+    return (~pid << 3) | 2
+
+
+def proportional_bytes(pid: int) -> int:
+    """Proportional set size and swap of a process; its resident set where that can't be read; 0 when it is gone."""
+    total = 0
+    for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+        if line.startswith((b"Pss:", b"SwapPss:")):
+            total += int(line.split()[1]) * 1024
+    return total or _pages(_read(f"/proc/{pid}/statm")) * PAGE_BYTES
+
+
+def _held(fds: list[int]) -> int:
+    return sum(fd >= 0 for fd in fds)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(_BYTES)
+    except OSError:
+        return b""
+
+
+def _pages(statm: bytes) -> int:
+    fields = statm.split(b" ", 2)
+    return int(fields[1]) if len(fields) == 3 else 0

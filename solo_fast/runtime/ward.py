@@ -1,0 +1,79 @@
+"""One service process that is watched, and what is known of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from solo_fast.runtime.crossing import Crossing
+from solo_fast.runtime.gauge import Gauge
+
+if TYPE_CHECKING:
+    from solo_fast.runtime.brake import DutyCycle
+    from solo_fast.runtime.cgroup import Group
+    from solo_fast.runtime.process import Process
+    from solo_fast.runtime.service import Limits, Service
+
+
+class Ward:
+    """A service process from its load to its end.
+
+    Attributes:
+        group: its cgroup; None where it is sampled.
+        leader_ns, sampled_at: CPU time of its first process at the last look, and when that was.
+        near_*, over_*: how its figures stand to `warn_percent` of a limit, and to the limit.
+        own_bytes, looked_at_bytes: its own memory at the last close look, and the resident set at that time.
+        brakes: why it is slowed down, and to how much, percent of a core.
+        by_quota: its cgroup holds it to a share of CPU; else it is stopped and continued (`duty`).
+        ended: it is gone, or has been killed for a limit.
+    """
+
+    def __init__(self, service: Service, process: Process, limits: Limits, group: Group | None, now: float) -> None:
+        self.service = service
+        self.process = process
+        self.limits = limits
+        self.group = group
+        self.gauge = Gauge(process.pid, group)
+        self.leader_ns, self.sampled_at = 0, now
+        self.ended = False
+
+        self.resident_bytes = 0
+        self.near_memory, self.over_memory = Crossing(), Crossing()
+        self.look_closer_at, self.looked_at_bytes, self.own_bytes = now, -1, 0
+
+        self.over_processes = Crossing()
+        self.forks_refused = 0
+        self.had_members = False
+
+        self.over_cpu = Crossing()
+        self.cpu_at, self.cpu_ns, self.cpu_percent, self.cpu_windows = now, 0, 0.0, 0
+        self.periods = (0, 0)
+        self.brakes: dict[str, int] = {}
+        self.by_quota = group is not None and group.holds("cpu")
+        self.duty: DutyCycle | None = None
+
+        self.near_disk, self.over_disk = Crossing(), Crossing()
+        self.walking = False
+        self.walked_at, self.walk_after, self.walked_ns, self.searched_ns = now, now, 0, 0
+
+    @property
+    def share(self) -> int:
+        """Percent of a core that it is held to; 0: to none."""
+        shares = list(self.brakes.values())
+        if self.by_quota and self.limits.cpu and self.limits.cpu_action == "throttle":
+            shares.append(self.limits.cpu)
+        return min(shares, default=0)
+
+    @property
+    def restless(self) -> bool:
+        """Whether it needs a look even when its first process has been idle."""
+        return bool(self.gauge.members or self.brakes) or any(
+            crossing.over
+            for crossing in (
+                self.near_memory, self.over_memory, self.over_processes, self.over_cpu, self.near_disk, self.over_disk,
+            )
+        )  # fmt: skip
+
+    @property
+    def warn_share(self) -> float:
+        """The part of a limit at which it is said that it comes near."""
+        return (self.limits.warn_percent or 100) / 100
