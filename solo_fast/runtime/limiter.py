@@ -139,7 +139,7 @@ class Limiter:
             self._jobs.submit(group.remove)
 
     async def confine(self, service: Service, process: Process, limits: Limits) -> None:
-        """Hold a process to the limits of the version of the service that it is about to become."""
+        """Hold a process to `limits`, those of the version of the service that it is about to become."""
         group = await self._group_of(process)
         if group is not None:
             try:

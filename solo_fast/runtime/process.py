@@ -131,12 +131,12 @@ class Owner:
     def compiled(self, code: bytes) -> None:
         """The service compiled its source, and this is the marshalled code object."""
 
+    def checkpoint(self, process: Process, state: bytes) -> None:
+        """The service's state, for the store."""
+
     def why(self, process: Process) -> str:
         """What there is to say about the end of the process, for the end of a sentence."""
         return ""
-
-    def checkpoint(self, process: Process, state: bytes) -> None:
-        """The service's state, for the store."""
 
     def ended(self, process: Process, ending: Ending) -> None:
         """The process is gone."""
@@ -158,8 +158,8 @@ class Process(asyncio.Protocol):
     Attributes:
         pending: message id -> future of a call, or None for a cast: the mailbox, until each is handled.
         kept: the messages of `pending` themselves, while they are kept for a second sending; else None.
+        violation: of the limit that it was killed for.
         exited: done with its Ending as soon as the process is gone.
-        violation: for which limit it was killed.
     """
 
     def __init__(self, zygote: ZygoteClient, limits: LinkLimits) -> None:
@@ -171,10 +171,10 @@ class Process(asyncio.Protocol):
         self.pending: dict[int, asyncio.Future[bytes] | None] = {}
         self.calls_pending = 0
         self.kept: dict[int, Message] | None = None
+        self.violation: Event | None = None
         self._kept_bytes = 0
         self.exited: asyncio.Future[Ending] = self._loop.create_future()
         self.stopping = False
-        self.violation: Event | None = None
         self.started_at = time.monotonic()
         self._is_program = False
         self._door: Door | None = None

@@ -190,6 +190,7 @@ class Service(Owner):
         beside: processes that load or stand by to take the place of the present one, and those that end.
         examination: what the static check of its source found.
         breaker: its circuit, which calls pass; a new version has a new one.
+        violation: for which limit the newest process that did not come up was killed.
         log_rate, refusals, disk_bytes: what the limiter keeps of it from one process to the next.
     """
 
@@ -205,6 +206,7 @@ class Service(Owner):
         self.examination: Examination = CLEAN
         self.breaker = CircuitBreaker(spec.limits.breaker, time.monotonic, self._circuit_changed)
         self._circuit_event: Event | None = None
+        self.violation: Event | None = None
         self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
         self.refusals = Refusals(spec.tenant, spec.service_id, house.note, lambda: house.limiter.uneasy(self))
         self.disk_bytes = 0
@@ -296,6 +298,7 @@ class Service(Owner):
         )
         process = await self.house.new_process(source, owner)
         self.beside.add(process)
+        self.violation = None
         try:
             await self.house.limiter.confine(self, process, spec.limits)
             if self._ended:
@@ -304,6 +307,7 @@ class Service(Owner):
             if process.exited.done():
                 raise deploy_failed(f"the process {process.exited.result()} as soon as it had come up")
         except BaseException:
+            self.violation = process.violation
             self.drop(process)
             raise
         finally:
@@ -383,11 +387,13 @@ class Service(Owner):
         self._install(process, described)
 
     def _adopt(self, spec: Spec) -> None:
+        limits, former = spec.limits, self.spec.limits
         self.spec = spec
-        self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
         self._digest = hashlib.sha256(spec.text).digest()
-        self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
+        self._intensity = RestartIntensity(limits.max_restarts, limits.max_seconds)
         self._new_circuit()
+        if (limits.log_lines_per_second, limits.log_burst) != (former.log_lines_per_second, former.log_burst):
+            self.log_rate = LogRate(limits.log_lines_per_second, limits.log_burst)
 
     async def halt(self) -> None:
         """Stop the process for good, so that another can start in its place; messages are held, the state is kept."""
@@ -522,14 +528,14 @@ class Service(Owner):
         await self.log_rate.rested()
         await self.house.logs_drained()
 
-    def why(self, process: Process) -> str:
-        self.house.limiter.conclude(process)
-        return explanation(process.violation) if process.violation is not None else ""
-
     def checkpoint(self, process: Process, state: bytes) -> None:
         persists = self.described is not None and self.described.persist
         if process is self._process and persists and self._keeps_state:
             self.house.checkpoints.save(self.spec.tenant, self.spec.service_id, state)
+
+    def why(self, process: Process) -> str:
+        self.house.limiter.conclude(process)
+        return explanation(process.violation) if process.violation is not None else ""
 
     def ended(self, process: Process, ending: Ending) -> None:
         if process is self._process and self.alive and not process.stopping and not self._ended:
@@ -587,7 +593,7 @@ class Service(Owner):
     def _did_not_start(self, error: SoloError, cause: Event) -> Event:
         diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
         payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
-        return self._event("service_crashed", payload, cause)
+        return self._event("service_crashed", payload, self.violation or cause)
 
     def _event(self, event_type: str, payload: dict[str, Any], cause: Event | None = None) -> Event:
         return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
@@ -772,9 +778,10 @@ class Service(Owner):
             raise self.gone()
         if self.state == "gave_up":
             raise self._gave_up()
-        full = len(self._mailbox) >= self.spec.limits.mailbox_limit
+        waiting = len(self._mailbox)
+        full = waiting >= self.spec.limits.mailbox_limit
         if full or self._mailbox.argument_bytes > UNSENT_BYTES_MAX:
-            self.refusals.refused("mailbox", len(self._mailbox), self.spec.limits.mailbox_limit)
+            self.refusals.refused("mailbox", waiting, self.spec.limits.mailbox_limit)
             raise TenantOverloaded(
                 f"the mailbox of {self.spec.service_id} is full while it is {self.state}", retry_after_ms=500
             )

@@ -393,6 +393,6 @@ class Supervisor:
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
-        await self.limiter.close()
         await self.checkpoints.close()
+        await self.limiter.close()
         await asyncio.to_thread(self._rooms.remove)

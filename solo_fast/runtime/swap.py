@@ -90,6 +90,12 @@ class _Candidate(Owner):
     def compiled(self, code: bytes) -> None:
         self._service.house.keep_code(self._spec.tenant, hashlib.sha256(self._spec.text).digest(), code)
 
+    def sift(self, data: bytes, new: int) -> bytes:
+        return self._service.sift(data, new)
+
+    def why(self, process: Process) -> str:
+        return self._service.why(process)
+
     @property
     def saturated(self) -> bool:
         return self._service.saturated

@@ -580,8 +580,8 @@ def test_nothing_of_swaps_is_left(own_server: Server) -> None:
         swap(server, "tidy", counter(1), strategy="replace", rollback_window_ms=0)
 
     def at_rest() -> dict[str, int]:
-        """What is held once all that was replaced is gone: the zygote, eight blanks and the service are left."""
-        eventually(lambda: len(descendants(server.pid)) == 10, "all but the blanks and the service are gone")
+        """What is held once all that was replaced is gone: zygote, checker, eight blanks and the service are left."""
+        eventually(lambda: len(descendants(server.pid)) == 11, "all but the blanks and the service are gone")
         return holdings(server)
 
     a_round()
