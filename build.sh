@@ -187,6 +187,8 @@ main() {
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.recovery
         say "a thousand watched services"
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.limits
+        say "the event store"
+        "$PYTHON" -m bench.store
         say "the hot core"
         "$PYTHON" -m pytest -q bench/test_hot_core.py --benchmark-columns=min,median,ops --benchmark-disable-gc "$@"
         ;;

@@ -76,7 +76,10 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
 
     uids = uid_range(config.get("security.uid_range"))
     rooms = Rooms(data_dir / "work", uids[:-1], start=zlib.crc32(bytes(data_dir)))
-    rooms.prepare()  # before the zygote, which mounts it
+    try:
+        rooms.prepare()  # before the zygote, which mounts it
+    except OSError as error:
+        raise StartError(f"{data_dir}/work can't be made: {error.strerror}; free space on its disk") from None
     enabled = config.get("security.sandbox") == "on"
     programs = [path for path in config.get("security.program_paths").split(",") if path]
     settings = Settings(enabled, str(data_dir / "work"), uids[-1] if uids else 0, programs)
@@ -294,6 +297,14 @@ class Kernel:
             await self.supervisor.close(self._grace_s)
         log.info("stopped")
 
+    async def _record_start(self, started: Any) -> None:
+        from solo_fast.store.database import StoreUnavailable
+
+        try:
+            await self.store.record(started)
+        except StoreUnavailable as error:
+            raise StartError(f"{self.store.path}: {error.message}") from None
+
     def _check_layers(self) -> None:
         """Say which layers of the sandbox are missing.
 
@@ -313,14 +324,6 @@ class Kernel:
         for name, report in layers.items():
             if not report.holds and report.needed:
                 log.warning("the sandbox has no layer %s on this host: %s", name, report.detail)
-
-    async def _record_start(self, started: Any) -> None:
-        from solo_fast.store.database import StoreUnavailable
-
-        try:
-            await self.store.record(started)
-        except StoreUnavailable as error:
-            raise StartError(f"{self.store.path}: {error.message}") from None
 
     async def _open_gateways(self, stack: contextlib.AsyncExitStack) -> tuple[int, int]:
         from solo_fast.gateway.grpc import GrpcGateway
@@ -429,7 +432,7 @@ class Kernel:
 
         read_only = self.store.refusal is not None
         return {
-            "status": "degraded" if read_only and self.state == "healthy" else self.state,
+            "status": "degraded" if (read_only or self.store.damage) and self.state == "healthy" else self.state,
             "version": __version__,
             "timestamp": time.time_ns() // 1_000_000,
             "uptime_ms": round((time.monotonic() - self.started_at) * 1000),

@@ -444,8 +444,8 @@ class HealthRequest(Request, kw_only=True):
 class HealthResponse(Response, kw_only=True):
     """`timestamp` and `uptime_ms` are milliseconds (epoch and since start); `memory_mb` is the kernel's RSS in MiB;
     `process_count` counts the kernel, its zygote and its children. The kernel is "starting" until the services of
-    the desired state are recovered, and "degraded" while it is `read_only`: the store has no room, so what changes
-    something is refused, and reads and calls go on."""
+    the desired state are recovered, and "degraded" while it is `read_only` (the store has no room, so what changes
+    something is refused, and reads and calls go on) or its store was found damaged."""
 
     status: Literal["healthy", "starting", "degraded", "shutting_down"]
     version: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from solo_fast.domain.errors import InternalError
 from solo_fast.store.database import StoreUnavailable
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _AS_A_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -61,7 +63,7 @@ class Rooms:
         """A fresh one each time, so that a service that is still ending never shares it with its successor.
 
         Raises:
-            StoreUnavailable: the directory can't be made. InternalError: all user ids are taken.
+            StoreUnavailable: the disk is full. InternalError: the directory can't be made, or all user ids are taken.
         """
         self._made += 1
         path = self._root / f"{tenant}.{service_id}.{self._made}"[-200:]
@@ -72,10 +74,10 @@ class Rooms:
                 os.chown(path, uid, uid)
         except OSError as error:
             self.release_uid(uid)
-            raise StoreUnavailable(
-                f"no work directory could be made ({error.strerror}); free disk space, then try again",
-                retry_after_ms=1000,
-            ) from None
+            if error.errno in _NO_ROOM:
+                advice = f"no work directory can be made ({error.strerror}); free disk space, then try again"
+                raise StoreUnavailable(advice, retry_after_ms=1000) from None
+            raise InternalError(f"no work directory can be made: {error.strerror}") from None
         return Room(path, uid)
 
     def release(self, room: Room) -> None:

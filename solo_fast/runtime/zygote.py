@@ -115,9 +115,8 @@ def _prepare_sandbox(control_fd: int, lifeline_fd: int) -> None:
         settings = sandbox.Settings(**orjson.loads(told))
         try:
             reports = sandbox.prepare(settings, lambda *fds: child.set_up(*fds, lifeline_fd))
-        except OSError as error:
-            sys.exit(f"solo: the sandbox can't be tried: {error}")
-        try:
             control.send(orjson.dumps(list(reports.values())))
-        except OSError:
-            sys.exit(0)  # the kernel is gone meanwhile
+        except BrokenPipeError:
+            sys.exit(0)  # the kernel could not start, and has said why
+        except OSError as error:
+            sys.exit(f"solo: the sandbox can't be tried out in {settings.work_root}: {error.strerror}; free disk space")

@@ -91,12 +91,10 @@ def _copy(source: Path, part: Path) -> Copy:
             raise _failed(source, part, error) from None
         try:
             made.execute("PRAGMA journal_mode = DELETE")  # one file, which can be read where nothing can be written
-            found = made.execute("PRAGMA quick_check(1)").fetchone()[0]
+            database.check_structure(made, source)
             first_id, last_id, events = made.execute("SELECT min(id), max(id), count(*) FROM events").fetchone()
         except sqlite3.Error as error:
             raise _failed(source, part, error) from None
-    if found != "ok":
-        raise database.damaged(source, " ".join(found.split()))
     with part.open("rb") as file:
         os.fsync(file.fileno())
     return Copy(part, part.stat().st_size, events, first_id or 0, last_id or 0)

@@ -34,9 +34,6 @@ BATCH = 32  # events that are delivered at once
 RECENT_EVENTS = 10
 RECENT_SUBJECTS = 10_000
 LOG_BYTES_TOTAL = 256 * 1024 * 1024
-HAND_OVER = 64
-"""Commits that are handed to the writer without waiting for the turn's end, so that both work at the same time."""
-
 CHECKED_AT_START = 1000
 """Newest events whose chain is checked at each start."""
 
@@ -55,6 +52,7 @@ class EventStore:
         ring: committed events, newest last.
         pacer: gives those their turns who deliver events.
         refusal: why nothing can be written now; None while writing works.
+        damage: what was found wrong with the file beside the work; None: nothing.
         pruned_through: id of the last event that retention has pruned; 0: none.
     """
 
@@ -70,6 +68,7 @@ class EventStore:
     ) -> None:
         self.path = path
         self.refusal: StoreUnavailable | None = None
+        self.damage: StoreError | None = None
         self._connection = connection
         self._head = head
         self.lines = LineTable(connection, log_bytes, LOG_BYTES_TOTAL)
@@ -113,17 +112,34 @@ class EventStore:
         try:
             check_newest(connection, path)
             head = chain.Head(chain.Head.of(path))
-        except BaseException as error:
+            return cls(path, connection, head, ring_capacity, ring_bytes, log_bytes_per_service, retention)
+        except OSError as error:
             connection.close()
-            if isinstance(error, OSError):
-                raise StoreError(f"{chain.Head.of(path)} can't be opened: {error.strerror}; check its owner") from None
+            raise StoreError(f"{chain.Head.of(path)} can't be opened: {error.strerror}; check its owner") from None
+        except sqlite3.Error as error:
+            connection.close()
+            raise database.unusable(path, error) from None
+        except BaseException:
+            connection.close()
             raise
-        return cls(path, connection, head, ring_capacity, ring_bytes, log_bytes_per_service, retention)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start writing; callbacks come in `loop`."""
         self._loop = loop
         self._writer.begin(loop, self._written)
+        if self.path.stat().st_size > database.QUICK_CHECK_BYTES:
+            loop.run_in_executor(self._aside, self._check_structure)
+
+    def _check_structure(self) -> None:
+        try:
+            with contextlib.closing(database.connect_to_read(self.path)) as connection:
+                database.check_structure(connection, self.path)
+        except sqlite3.Error as error:
+            self.damage = database.unusable(self.path, error)
+        except StoreError as error:
+            self.damage = error
+        if self.damage is not None:
+            log.critical("%s", self.damage.message)
 
     @property
     def last_id(self) -> int:
@@ -157,9 +173,7 @@ class EventStore:
     def _put(self, commit: Commit) -> None:
         """To the writer, together with what else this turn of the loop brings: each handing over has its price."""
         self._commits.append(commit)
-        if len(self._commits) >= HAND_OVER:
-            self._hand_over()
-        elif not self._handing_over:
+        if not self._handing_over:
             self._hand_over_soon()
 
     def _hand_over_soon(self) -> None:
@@ -189,32 +203,34 @@ class EventStore:
 
     def _written(self, written: Written) -> None:
         if written.error is None:
-            append = self.ring.append
+            append, remember = self.ring.append, self._remember
             for commit in written.commits:
                 for change in commit.changes:
                     if isinstance(change, Prune):
                         self.pruned_through = change.until.last_id
                 for event in commit.events:
+                    size = len(event.payload) + EVENT_BYTES
                     append(event, event.tenant, event.subject)
-                    self._ring_sizes.append(len(event.payload) + EVENT_BYTES)
-                    self._ring_bytes += self._ring_sizes[-1]
-                    self._remember(event)
+                    self._ring_sizes.append(size)
+                    self._ring_bytes += size
+                    remember(event)
+                if commit.done is not None and not commit.done.done():
+                    commit.done.set_result(True)  # who waits is woken after this, when all of it can be seen
             self._bound_ring()
             if written.commits:
+                self.refusal = None
                 self.pacer.committed(len(written.commits))
                 self.ring.wake(matching_only=True)
-                self.refusal = None
-        elif isinstance(written.error, StoreUnavailable):
-            self.refusal = written.error
-        for commit in written.commits:
-            if commit.done is None or commit.done.done():
-                continue
-            if written.error is None:
-                commit.done.set_result(True)
-            elif commit.lasting:
-                commit.done.set_result(False)
-            else:
-                commit.done.set_exception(_again(written.error))
+        else:
+            if isinstance(written.error, StoreUnavailable):
+                self.refusal = written.error
+            for commit in written.commits:
+                if commit.done is None or commit.done.done():
+                    continue
+                if commit.lasting:
+                    commit.done.set_result(False)
+                else:
+                    commit.done.set_exception(_again(written.error))
         if written.lines:
             self.on_lines_written(written.lines)
 
@@ -268,15 +284,15 @@ class EventStore:
         subject: str = "",
         event_types: Sequence[str] = (),
         until_id: int | None = None,
-        bytes_max: int | None = None,
         since_ms: int | None = None,
         until_ms: int | None = None,
+        bytes_max: int | None = None,
     ) -> list[Event]:
         """Up to `limit` events of a tenant behind `since_id`, oldest first, that match every filter that is given.
 
         Args:
-            bytes_max: no more than one beyond so many bytes of payload.
             since_ms, until_ms: epoch milliseconds, both inclusive.
+            bytes_max: no more than one beyond so many bytes of payload.
 
         Raises:
             InvalidRequest: events behind `since_id` were pruned; 0 starts with the oldest that is there.

@@ -20,7 +20,7 @@ from typing import Any
 from solo_fast.domain.errors import InternalError, SoloError
 from solo_fast.domain.events import Event
 from solo_fast.store.backlog import Backlog, LostLines
-from solo_fast.store.chain import GENESIS, Head, chained, checkpoint
+from solo_fast.store.chain import Head, chained, checkpoint
 from solo_fast.store.database import connect, is_refusal, unavailable
 from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
@@ -95,8 +95,9 @@ class Writer(threading.Thread):
         self._lost = LostLines()
         self._prune_at = 0.0
         newest = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
-        self.last_id: int = newest[0] if newest else checkpoint(connection).last_id
-        self._last_hash: bytes = newest[1] if newest else GENESIS
+        begin = checkpoint(connection)
+        self.last_id: int = newest[0] if newest else begin.last_id
+        self._last_hash: bytes = newest[1] if newest else begin.hash
 
     def begin(self, loop: asyncio.AbstractEventLoop, on_written: Callable[[Written], None]) -> None:
         """Start writing. `on_written` is called in the loop."""
@@ -155,6 +156,11 @@ class Writer(threading.Thread):
 
     def _write(self, commits: list[Commit], lines: list[LogLine]) -> None:
         error = self._attempt(commits, lines)
+        if error is not None and not is_refusal(error) and len(commits) + bool(lines) > 1:
+            for commit in commits:  # one of them can't be written: the others must not pay for it
+                self._write([commit], [])
+            self._write([], lines)
+            return
         if error is not None and (lines or self._lost):  # lines must not take events down
             self._lose(lines, error)
             lines = []
@@ -165,9 +171,6 @@ class Writer(threading.Thread):
         elif is_refusal(error):
             self._begin_refusing(error)
             self._refuse(commits, lines, self._refusal)
-        elif len(commits) > 1:  # one of them can't be written: the others must not pay for it
-            for commit in commits:
-                self._write([commit], [])
         else:
             log.error("an event could not be recorded", exc_info=error)
             self._tell(Written(commits, [], InternalError(f"the event could not be recorded: {error}")))
@@ -226,13 +229,15 @@ class Writer(threading.Thread):
         for event in events:
             event_id += 1
             event.id = event_id
-            if not event.timestamp_ms:  # else it was tried before: it happened then
-                event.timestamp_ms = now_ms
-            if event.cause is not None:
-                event.causation_id = event.cause.id
+            timestamp_ms = event.timestamp_ms
+            if not timestamp_ms:  # else it was tried before: it happened then
+                timestamp_ms = event.timestamp_ms = now_ms
+            cause = event.cause
+            if cause is not None:
+                event.causation_id = cause.id
             row = (
-                event_id, event.timestamp_ms, monotonic_ns, event.tenant, event.event_type, event.subject,
-                event.payload, event.causation_id,
+                event_id, timestamp_ms, monotonic_ns, event.tenant, event.event_type, event.subject, event.payload,
+                event.causation_id,
             )  # fmt: skip
             previous = chained(previous, row)
             values += row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -181,6 +182,21 @@ def test_a_start_notices_an_edited_event_and_goes_on(data_dir: Path, caplog: pyt
 
     run(path, work)
     assert "solo events verify" in caplog.text
+
+
+def test_a_large_database_is_checked_beside_the_work(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrupt_pages(data_dir)
+    monkeypatch.setattr(database, "QUICK_CHECK_BYTES", 1000)
+
+    async def work(store: EventStore) -> None:
+        await until(lambda: store.damage is not None)
+        assert store.damage is not None
+        assert "is damaged" in store.damage.message
+        with pytest.raises(StoreError, match="kernel's log"):
+            await store.page("acme", 0, 1000, "nothing")
+
+    with contextlib.suppress(StoreError):  # also fine: what each start reads was hit
+        run(data_dir / "events.db", work)
 
 
 # -- migrations --------------------------------------------------------------------------------------------------
