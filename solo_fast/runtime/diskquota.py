@@ -12,7 +12,7 @@ from solo_fast.runtime.ward import Ward
 
 BYTES_A_CPU_S = 4 << 30
 """Nobody writes faster, so that CPU time used bounds what can have been written since the last walk."""
-WALK_S = 5.0
+WALK_S = 10.0
 """A service that has run at all is measured again after so long."""
 WALK_S_MIN = 0.5
 WALK_COST_RATIO = 50

@@ -104,7 +104,10 @@ class Gauge:
 
     def resident_bytes(self) -> int:
         """Resident sets together, as of the last look; pages that several processes share count for each of them."""
-        return (self._pages + sum(_pages(_read(f"/proc/{pid}/statm")) for pid in self.members)) * PAGE_BYTES
+        pages = self._pages
+        for pid in self.members:
+            pages += _pages(_read(f"/proc/{pid}/statm"))
+        return pages * PAGE_BYTES
 
     def own_bytes(self) -> int:
         """What memory is really the service's: without what it shares with others, and shared pages once.

@@ -66,11 +66,10 @@ class Ward:
     @property
     def restless(self) -> bool:
         """Whether it needs a look even when its first process has been idle."""
-        return bool(self.gauge.members or self.brakes) or any(
-            crossing.over
-            for crossing in (
-                self.near_memory, self.over_memory, self.over_processes, self.over_cpu, self.near_disk, self.over_disk,
-            )
+        return bool(
+            self.gauge.members or self.brakes
+            or self.near_memory.over or self.over_memory.over or self.over_processes.over or self.over_cpu.over
+            or self.near_disk.over or self.over_disk.over
         )  # fmt: skip
 
     @property
