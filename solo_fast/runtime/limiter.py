@@ -296,7 +296,7 @@ class Limiter:
     def _judge_memory(self, ward: Ward, now: float) -> None:
         ward.resident_bytes = ward.gauge.resident_bytes()
         limits, limit = ward.limits, ward.limits.max_memory_bytes
-        if ward.group is not None and (ward.gauge.members or ward.had_members):
+        if ward.group is not None:
             self._look_for_killed_members(ward)
             if ward.ended:
                 return
@@ -315,9 +315,11 @@ class Limiter:
         self._act(ward, "memory", used, limit, limits.memory_action, near, over)
 
     def _look_for_killed_members(self, ward: Ward) -> None:
-        """Linux may have ended one of a service's processes for want of memory: then the others end too."""
+        """Linux may have ended one of a service's processes for want of memory: then the others end too.
+
+        Looked for even where no other was seen: it can come and go between two looks.
+        """
         assert ward.group is not None
-        ward.had_members = bool(ward.gauge.members)  # once more after the last of them is gone
         if ward.group.out_of_memory():
             limit = ward.limits.max_memory_bytes
             self._kill(ward, "memory", max(limit, ward.group.peak_bytes()), limit)

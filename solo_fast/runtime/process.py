@@ -295,7 +295,7 @@ class Process(asyncio.Protocol):
         self._is_program = True
         await self._order(Kind.EXEC, source, timeout_s, "start")
         if program.callable:
-            self._door = Door(program, source.work_dir, self.limits.result_bytes)
+            self._door = Door(program, source.work_dir, source.bounds.uid, self.pid, self.limits.result_bytes)
             await self._opened(self._door, timeout_s, deadline)
         return Description("external", "", frozenset(), True, True, program.callable)
 

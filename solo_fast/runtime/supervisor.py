@@ -19,6 +19,7 @@ from solo_fast.domain.messages import CodeCheck, Format, Stream
 from solo_fast.runtime.checkers import Checkers
 from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.draining import end_all
+from solo_fast.runtime.gauge import Inherited
 from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
@@ -110,6 +111,7 @@ class Supervisor:
     def start(self) -> None:
         """Fill the pool; the zygote is ready."""
         self._rooms.gives_uids = self._zygote.layers["uid"].holds
+        Inherited.of(self._zygote.pid)
         self.limiter.start()
         self._pool.refill()
         self.checkers.begin()

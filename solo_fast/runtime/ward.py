@@ -42,7 +42,6 @@ class Ward:
 
         self.over_processes = Crossing()
         self.forks_refused = 0
-        self.had_members = False
 
         self.over_cpu = Crossing()
         self.cpu_at, self.cpu_ns, self.cpu_percent, self.cpu_windows = now, 0, 0.0, 0
