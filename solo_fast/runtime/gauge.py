@@ -153,7 +153,7 @@ def clock_id(pid: int) -> int:
 
 
 def proportional_bytes(pid: int) -> int:
-    """Proportional set size and swap of a process, or what stands for it where that can't be read; 0 when it is gone."""
+    """Proportional set size and swap of a process, or what stands for them where they can't be read; 0: it is gone."""
     total = 0
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith((b"Pss:", b"SwapPss:")):

@@ -50,9 +50,8 @@ def listeners(port: int) -> list[Listener]:
                 rows = [line.split() for line in lines]
         except OSError:  # this host has no IPv6
             continue
-        for row in rows:
-            if row[3] == _LISTEN and int(row[1].rpartition(b":")[2], 16) == port:
-                found.append(Listener(int(row[7]), int(row[9])))
+        mine = (row for row in rows if row[3] == _LISTEN and int(row[1].rpartition(b":")[2], 16) == port)
+        found += [Listener(int(row[7]), int(row[9])) for row in mine]
     return found
 
 
