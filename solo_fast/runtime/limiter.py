@@ -42,6 +42,9 @@ THROTTLED_PERCENT = 10
 CEILING_FACTOR = 2
 """Slowing a service down does not bound its memory: at this many times the limit a throttled one is killed."""
 
+PEAK_AT_LIMIT = 0.95
+"""Once a group's peak has come so near to its limit, it no longer tells whether memory has run out since."""
+
 CPU_WINDOW_S = 0.5
 CPU_WINDOWS_MAX = 4
 """Windows in a row over the CPU share before a service is warned of or killed for it."""
@@ -297,7 +300,7 @@ class Limiter:
     def _judge_memory(self, ward: Ward, now: float) -> None:
         ward.resident_bytes = ward.gauge.resident_bytes()
         limits, limit = ward.limits, ward.limits.max_memory_bytes
-        if ward.group is not None and (ward.gauge.members or ward.had_members):
+        if ward.gauge.alarms != ward.alarms or ward.gauge.alarms >= limit * PEAK_AT_LIMIT:
             self._look_for_killed_members(ward)
             if ward.ended:
                 return
@@ -317,9 +320,8 @@ class Limiter:
 
     def _look_for_killed_members(self, ward: Ward) -> None:
         """Linux may have ended one of a service's processes for want of memory: then the others end too."""
-        assert ward.group is not None
-        ward.had_members = bool(ward.gauge.members)  # once more after the last of them is gone
-        if ward.group.out_of_memory():
+        ward.alarms = ward.gauge.alarms
+        if ward.group is not None and ward.group.out_of_memory():
             limit = ward.limits.max_memory_bytes
             self._kill(ward, "memory", max(limit, ward.group.peak_bytes()), limit)
 
