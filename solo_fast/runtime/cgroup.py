@@ -211,7 +211,7 @@ class Group:
 
     @property
     def counter_paths(self) -> tuple[str, str, str]:
-        """The files with its tasks, with how often it was refused another, and the `alarms`; "" where there are none."""
+        """The files of its tasks, of how often it was refused another, and of the `alarms`; "" where there is none."""
         pids, memory = self._paths.get("pids"), self._paths.get("memory")
         return (
             str(pids / "pids.current") if pids else "",
