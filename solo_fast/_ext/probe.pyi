@@ -5,12 +5,15 @@ T = TypeVar("T")
 def cpu_ns(clock_id: int) -> int:
     """CPU time by a process's clock, nanoseconds; -1 when the process is gone."""
 
-def look(statm_fd: int, children_fd: int, tasks_fd: int, events_fd: int) -> tuple[int, list[int], int, int]:
-    """Resident pages, the pids of a listing, processes and threads of a group, and how often it was refused more.
+def look(
+    statm_fd: int, children_fd: int, tasks_fd: int, events_fd: int, alarms_fd: int
+) -> tuple[int, list[int], int, int, int]:
+    """Resident pages, the pids of a listing, a group's processes and threads, how often it was refused more, and a
+    number that moves before its memory runs out.
 
     Args:
         statm_fd: /proc/PID/statm. children_fd: a list of pids. tasks_fd, events_fd: pids.current and pids.events of a
-            group. -1 where there is none: 0, or no pids.
+            group. alarms_fd: figures of its memory, whose sum is told. -1 where there is none: 0, or no pids.
     """
 
 class Watchlist(Generic[T]):

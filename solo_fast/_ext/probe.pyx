@@ -34,11 +34,11 @@ def cpu_ns(int clock_id):
     return solo_cpu_ns(clock_id)
 
 
-def look(int statm_fd, int children_fd, int tasks_fd, int events_fd):
+def look(int statm_fd, int children_fd, int tasks_fd, int events_fd, int alarms_fd):
     cdef char text[SOLO_TEXT]
     cdef char *at = text
     cdef char *after = NULL
-    cdef long pages = 0, tasks = 0, refused = 0, pid
+    cdef long pages = 0, tasks = 0, refused = 0, alarms = 0, pid
     cdef ssize_t size
     cdef list children = []
     if solo_text(statm_fd, text) > 0:
@@ -56,7 +56,15 @@ def look(int statm_fd, int children_fd, int tasks_fd, int events_fd):
         tasks = strtol(text, NULL, 10)
     if solo_text(events_fd, text) > 4:  # "max 3"
         refused = strtol(text + 4, NULL, 10)
-    return pages, children, tasks, refused
+    size = solo_text(alarms_fd, text)
+    at = text
+    while at < text + size:
+        if b"0" <= at[0] <= b"9":
+            alarms += strtol(at, &after, 10)
+            at = after
+        else:
+            at += 1
+    return pages, children, tasks, refused, alarms
 
 
 cdef class Watchlist:

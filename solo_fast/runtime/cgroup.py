@@ -34,20 +34,26 @@ log = logging.getLogger("solo.cgroup")
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What the files of one version are called. `anonymous`: fields of memory.stat that no reclaim gives back."""
+    """What the files of one version are called.
+
+    `alarms`: a file whose numbers move before memory runs out. `anonymous`: fields of memory.stat that no reclaim gives
+    back.
+    """
 
     memory_max: str
     swap_max: str
     swap_is_sum: bool
     oom_file: str
     peak: str
+    alarms: str
     anonymous: tuple[str, ...]
 
 
 _NAMES = {
     1: _Names("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", True, "memory.oom_control",
-              "memory.max_usage_in_bytes", ("total_rss", "total_shmem")),
-    2: _Names("memory.max", "memory.swap.max", False, "memory.events", "memory.peak", ("anon", "shmem")),
+              "memory.max_usage_in_bytes", "memory.max_usage_in_bytes", ("total_rss", "total_shmem")),
+    2: _Names("memory.max", "memory.swap.max", False, "memory.events", "memory.peak", "memory.events",
+              ("anon", "shmem")),
 }  # fmt: skip
 
 
@@ -204,10 +210,14 @@ class Group:
         return path / "cgroup.procs" if path else None
 
     @property
-    def pids_paths(self) -> tuple[str, str]:
-        """The files that count its tasks, and how often it was refused another; "" where there are none."""
-        path = self._paths.get("pids")
-        return (str(path / "pids.current"), str(path / "pids.events")) if path else ("", "")
+    def counter_paths(self) -> tuple[str, str, str]:
+        """The files of its tasks, of how often it was refused another, and of the `alarms`; "" where there is none."""
+        pids, memory = self._paths.get("pids"), self._paths.get("memory")
+        return (
+            str(pids / "pids.current") if pids else "",
+            str(pids / "pids.events") if pids else "",
+            str(memory / self._names.alarms) if memory else "",
+        )
 
     def limit(self, memory_bytes: int, processes: int) -> None:
         """Hold the group to so much memory (0: to none), and so many processes and threads.

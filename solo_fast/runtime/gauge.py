@@ -54,6 +54,7 @@ class Gauge:
     Attributes:
         members: the other processes of the service, as of the last look.
         forks_refused: how often Linux refused it another process or thread; 0 where nobody counts that.
+        alarms: a number that moves before the memory of its group runs out.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Gauge:
         "_lists_members",
         "_pages",
         "_paths",
+        "alarms",
         "forks_refused",
         "members",
     )
@@ -74,12 +76,13 @@ class Gauge:
         self._group = group
         statm, children = f"/proc/{pid}/statm", f"/proc/{pid}/task/{pid}/children"
         self._lists_members = group is not None and group.procs_path is not None
-        counters = group.pids_paths if group is not None else ("", "")
+        counters = group.counter_paths if group is not None else ("", "", "")
         self._paths = (statm, "" if self._lists_members else children, *counters)
         self._kept: list[int] = []
         self._pages = 0
         self.members: list[int] = []
         self.forks_refused = 0
+        self.alarms = 0
 
     def leader_cpu_ns(self) -> int:
         """CPU time of the service process itself; -1 when it is gone. The cheapest sign of life there is."""
@@ -93,7 +96,7 @@ class Gauge:
         """
         fds = self._kept or self._open()
         try:
-            self._pages, found, tasks, self.forks_refused = probe.look(*fds)
+            self._pages, found, tasks, self.forks_refused, self.alarms = probe.look(*fds)
         finally:
             if fds is not self._kept:
                 _close(fds)

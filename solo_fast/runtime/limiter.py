@@ -42,6 +42,9 @@ THROTTLED_PERCENT = 10
 CEILING_FACTOR = 2
 """Slowing a service down does not bound its memory: at this many times the limit a throttled one is killed."""
 
+PEAK_AT_LIMIT = 0.95
+"""Once a group's peak has come so near to its limit, it no longer tells whether memory has run out since."""
+
 CPU_WINDOW_S = 0.5
 CPU_WINDOWS_MAX = 4
 """Windows in a row over the CPU share before a service is warned of or killed for it."""
@@ -296,7 +299,7 @@ class Limiter:
     def _judge_memory(self, ward: Ward, now: float) -> None:
         ward.resident_bytes = ward.gauge.resident_bytes()
         limits, limit = ward.limits, ward.limits.max_memory_bytes
-        if ward.group is not None:
+        if ward.gauge.alarms != ward.alarms or ward.gauge.alarms >= limit * PEAK_AT_LIMIT:
             self._look_for_killed_members(ward)
             if ward.ended:
                 return
@@ -315,12 +318,9 @@ class Limiter:
         self._act(ward, "memory", used, limit, limits.memory_action, near, over)
 
     def _look_for_killed_members(self, ward: Ward) -> None:
-        """Linux may have ended one of a service's processes for want of memory: then the others end too.
-
-        Looked for even where no other was seen: it can come and go between two looks.
-        """
-        assert ward.group is not None
-        if ward.group.out_of_memory():
+        """Linux may have ended one of a service's processes for want of memory: then the others end too."""
+        ward.alarms = ward.gauge.alarms
+        if ward.group is not None and ward.group.out_of_memory():
             limit = ward.limits.max_memory_bytes
             self._kill(ward, "memory", max(limit, ward.group.peak_bytes()), limit)
 

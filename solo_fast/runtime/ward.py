@@ -42,6 +42,7 @@ class Ward:
 
         self.over_processes = Crossing()
         self.forks_refused = 0
+        self.alarms = 0
 
         self.over_cpu = Crossing()
         self.cpu_at, self.cpu_ns, self.cpu_percent, self.cpu_windows = now, 0, 0.0, 0
