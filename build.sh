@@ -177,6 +177,8 @@ main() {
         SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.appliance
         say "the admission path"
         "$PYTHON" -m bench.admission
+        say "hot swap under load"
+        SOLO_BIN=$ROOT/dist/solo "$PYTHON" -m bench.swap
         say "the sandbox"
         "$PYTHON" -m bench.sandbox
         say "2,000 idle services"

@@ -214,6 +214,7 @@ class Kernel:
                 frame_bytes=config.get("limits.max_frame_bytes"),
                 result_bytes=config.get("limits.max_result_bytes"),
                 line_bytes=config.get("limits.log_line_bytes"),
+                state_bytes=min(config.get("limits.max_state_bytes"), config.get("limits.max_frame_bytes")),
             ),
             warm_pool=config.get("service.warm_pool"),
             limiter=Limiter(
@@ -346,6 +347,7 @@ class Kernel:
         from solo_fast.store import desired
 
         services = await self.store.read(desired.all_services)
+        await self.supervisor.checkpoints.open()
         if self._recover:
             self.recovery.expect(services, self.operations.limits_for)
             self.recovery.register(await self.store.read(desired.all_registrations))

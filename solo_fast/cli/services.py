@@ -17,7 +17,7 @@ from solo_fast.cli.output import moment, pairs, print_json, show_diagnostic, sho
 EXIT_DOES_NOT_COMPILE = 6
 
 
-def _read_source(name: str) -> tuple[str, str]:
+def read_source(name: str) -> tuple[str, str]:
     """The text of a file (`-`: standard input), and what to call it.
 
     Raises:
@@ -33,7 +33,7 @@ def _read_source(name: str) -> tuple[str, str]:
         raise click.UsageError(f"{name} is not UTF-8 (byte {error.start}); Python source is") from None
 
 
-def _split(given: tuple[str, ...], option: str) -> dict[str, str]:
+def split_pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
     """key=value words as a map.
 
     Raises:
@@ -48,12 +48,31 @@ def _split(given: tuple[str, ...], option: str) -> dict[str, str]:
     return found
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
     """A word of the command line: JSON where it parses, else the word itself."""
     try:
         return json.loads(text)
     except ValueError:
         return text
+
+
+limit_option = click.option(
+    "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit, such as max_restarts=3; repeatable."
+)
+metadata_option = click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
+
+
+def service_id_of(file: str, given: str | None) -> str:
+    """The id for the source in `file`, where none is `given`: its stem.
+
+    Raises:
+        click.UsageError: standard input has none.
+    """
+    if given is not None:
+        return given
+    if file == "-":
+        raise click.UsageError("source from standard input has no name: give one with --service-id")
+    return Path(file).stem
 
 
 @click.command("deploy")
@@ -68,10 +87,8 @@ def _value(text: str) -> Any:
 @click.option("--file", "content", metavar="PATH", help="With --exec: a file that is put into its work directory.")
 @click.option("--service-id", help="Id of the service; default: the file's stem.")
 @click.option("--replace", is_flag=True, help="Take the place of the service that has the id.")
-@click.option(
-    "--limit", "limits", multiple=True, metavar="KEY=VALUE", help="A limit, such as max_restarts=3; repeatable."
-)
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
+@limit_option
+@metadata_option
 @json_option
 @server_options
 def deploy_command(
@@ -96,30 +113,26 @@ def deploy_command(
     client.as_json = as_json
     program: dict[str, Any] = {}
     if external:
-        code, filename = _read_source(content) if content else ("", "")
+        code, filename = read_source(content) if content else ("", "")
         argv = [file, *arguments]
         program = {
             "format": "external_binary",
             "argv": argv,
             "port": port,
             "socket": socket,
-            "env": _split(env, "--env"),
+            "env": split_pairs(env, "--env"),
         }
     elif arguments or env or port or socket or content:
         raise click.UsageError("ARGUMENTS, --env, --port, --socket and --file are for a program: add --exec")
     else:
-        code, filename = _read_source(file)
-    if service_id is None:
-        if file == "-":
-            raise click.UsageError("source from standard input has no name: give one with --service-id")
-        service_id = Path(file).stem
+        code, filename = read_source(file)
     body = {
-        "service_id": service_id,
+        "service_id": service_id_of(file, service_id),
         "code": code,
         "replace": replace,
         "filename": filename,
-        "limits": {name: _value(value) for name, value in _split(limits, "--limit").items()},
-        "metadata": _split(metadata, "--metadata"),
+        "limits": {name: value_of(value) for name, value in split_pairs(limits, "--limit").items()},
+        "metadata": split_pairs(metadata, "--metadata"),
         **program,
     }
     answer = client.request("POST", "/services", body)
@@ -154,7 +167,9 @@ def _print_list(answer: dict[str, Any]) -> None:
 @click.option("--offset", type=click.IntRange(0), default=0, help="Entries to skip.")
 @click.option("--after", default="", help="Start behind this service id.")
 @click.option(
-    "--status", type=click.Choice(["starting", "running", "restarting", "gave_up"]), help="Only in this status."
+    "--status",
+    type=click.Choice(["starting", "running", "swapping", "restarting", "gave_up"]),
+    help="Only in this status.",
 )
 @json_option
 @server_options
@@ -250,7 +265,7 @@ def _arguments(words: tuple[str, ...], given: str | None) -> bytes:
     if given is not None and words:
         raise click.UsageError("give arguments as key=value words or by --args, not both")
     if given is None:
-        return json.dumps({name: _value(text) for name, text in _split(words, "an argument").items()}).encode()
+        return json.dumps({name: value_of(text) for name, text in split_pairs(words, "an argument").items()}).encode()
     try:
         json.loads(given)
     except ValueError as error:
@@ -331,7 +346,7 @@ def check_command(client: Client, file: str, strict: bool, as_json: bool) -> int
     Exits with 6 where a deploy would fail: it does not compile, or there are errors and security.code_check is deny.
     """
     client.as_json = as_json
-    code, filename = _read_source(file)
+    code, filename = read_source(file)
     report = client.request("POST", "/check", {"code": code, "filename": filename})
     if as_json:
         print_json(report)

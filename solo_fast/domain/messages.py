@@ -24,6 +24,9 @@ Network = Literal["none", "loopback", "all"]
 LimitAction = Literal["kill", "throttle", "warn"]
 """What happens to a service at a limit: it is ended, slowed down, or it is only said."""
 
+Strategy = Literal["hot", "replace"]
+"""How a swap goes: beside the old version, with its state; or the old one stops, then the new one starts."""
+
 Stream = Literal["stdout", "stderr", "log"]
 """Where a log line came from: what the service printed, or what it logged through `self.solo`."""
 
@@ -159,7 +162,7 @@ class Usage(Response, kw_only=True):
     held_by: Literal["cgroup", "sampling", ""] = ""
 
 
-ServiceState = Literal["starting", "running", "restarting", "gave_up"]
+ServiceState = Literal["starting", "running", "swapping", "restarting", "gave_up"]
 
 
 class ServiceEntry(Response, kw_only=True):
@@ -282,6 +285,79 @@ class CheckResponse(Response, kw_only=True):
     findings: list[Finding] = field(default_factory=list)
     findings_total: int = 0
     code_check: CodeCheck = "warn"
+
+
+# -- versions ----------------------------------------------------------------------------------------------------
+
+RollbackWindow = Annotated[int, Meta(ge=0, le=86_400_000)]
+
+
+class SwapRequest(Request, kw_only=True):
+    """What is left out stays as it is: filename, limits, metadata, and what an external binary runs.
+
+    `rollback_window_ms`: how long the new version is taken back, with the state of the moment of the swap, if it
+    crashes; 0: not at all.
+    """
+
+    service_id: str
+    code: str = ""
+    format: Format = "python_source"
+    filename: str = ""
+    limits: ServiceLimits | None = None
+    metadata: Metadata | None = None
+    argv: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    socket: str = ""
+    strategy: Strategy = "hot"
+    rollback_window_ms: RollbackWindow | None = None
+
+
+class SwapResponse(Response, kw_only=True):
+    """`pause_ms`: how long messages were held back. `state_bytes`: what was handed over."""
+
+    service_id: str
+    status: Literal["swapped"] = "swapped"
+    message: str
+    timestamp: datetime = field(default_factory=now)
+    version: int
+    pause_ms: float
+    state_bytes: int
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
+
+
+class HistoryRequest(Request, kw_only=True):
+    service_id: str
+
+
+class VersionEntry(Response, kw_only=True):
+    """One version. `current`: it is the one that runs."""
+
+    version: int
+    deployed_at: datetime
+    origin: Literal["deploy", "swap", "rollback"]
+    format: Format
+    filename: str
+    source_bytes: int
+    source_sha256: str
+    current: bool
+    labels: Metadata
+
+
+class HistoryResponse(Response, kw_only=True):
+    """The newest first."""
+
+    service_id: str
+    versions: list[VersionEntry]
+
+
+class RollbackRequest(Request, kw_only=True):
+    """`to`: a version that is kept; 0: the one before the version that runs."""
+
+    service_id: str
+    to: Count = 0
+    rollback_window_ms: RollbackWindow | None = None
 
 
 # -- events and logs ---------------------------------------------------------------------------------------------

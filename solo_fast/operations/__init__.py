@@ -17,13 +17,14 @@ from solo_fast.domain import messages as m
 from solo_fast.domain.errors import InvalidRequest, NotFound, PermissionDenied, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
-from solo_fast.operations import views
+from solo_fast.operations import versions, views
 from solo_fast.operations.caller import Caller
 from solo_fast.operations.deploys import filename_of, settings_of, source_of
 from solo_fast.operations.storage import StorageOperations
 from solo_fast.operations.streams import merge
-from solo_fast.runtime.service import Limits
+from solo_fast.runtime.service import Limits, Service
 from solo_fast.runtime.supervisor import Supervisor
+from solo_fast.runtime.swap import Wanted
 from solo_fast.store.database import StoreUnavailable
 from solo_fast.store.desired import (
     PutRegistration,
@@ -175,6 +176,39 @@ class Operations(StorageOperations):
             return [_unregistered(registration, "killed", killed) for registration in gone]
 
         return await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force, leaving=leaving)
+
+    async def swap(self, caller: Caller, request: m.SwapRequest) -> m.SwapResponse:
+        service = self._supervisor.find(caller.tenant, request.service_id)
+        asked = versions.deploy_of(request, service.spec.version)
+        text = source_of(asked, self.config.get("limits.max_source_bytes"))
+        self._check_metadata("metadata", asked.metadata)
+        limits = self.limits_for(caller.tenant, asked.limits)
+        policy = self.config.for_tenant(caller.tenant).get("security.code_check")
+        wanted = Wanted(asked.format, filename_of(asked.filename), text, limits, settings_of(asked), policy)
+        versions.check_strategy(request.strategy, service.spec.version.format, wanted.format)
+        return await self._swap(service, wanted, request.strategy, request.rollback_window_ms)
+
+    async def rollback(self, caller: Caller, request: m.RollbackRequest) -> m.SwapResponse:
+        service = self._supervisor.find(caller.tenant, request.service_id)
+        kept = await self._supervisor.swaps.version_before(service, request.to)
+        limits = self.limits_for(caller.tenant, kept.settings.limits)
+        policy = self.config.for_tenant(caller.tenant).get("security.code_check")
+        wanted = Wanted(kept.format, kept.filename, kept.source, limits, kept.settings, policy, "rollback")
+        strategy = versions.best_strategy(service.spec.version.format, wanted.format)
+        return await self._swap(service, wanted, strategy, request.rollback_window_ms, back_to=kept.number)
+
+    async def _swap(
+        self, service: Service, wanted: Wanted, strategy: m.Strategy, window_ms: int | None, back_to: int = 0
+    ) -> m.SwapResponse:
+        if window_ms is None:
+            window_ms = self.config.for_tenant(service.spec.tenant).get("service.rollback_window_ms")
+        work = self._supervisor.swaps.swap(service, wanted, strategy=strategy, window_ms=window_ms)
+        return versions.swapped(service.spec.service_id, await self._to_the_end(work), back_to)
+
+    async def history(self, caller: Caller, request: m.HistoryRequest) -> m.HistoryResponse:
+        service = self._supervisor.find(caller.tenant, request.service_id)
+        kept = await self._supervisor.swaps.history(service)
+        return versions.history(request.service_id, kept, service.spec.version.number)
 
     async def call(self, caller: Caller, request: m.CallRequest) -> m.CallResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)

@@ -20,11 +20,24 @@ import orjson
 from solo_fast._ext import blank
 from solo_fast.runtime import contract, program, sandbox
 from solo_fast.runtime.analysis import analyse
-from solo_fast.runtime.frames import Kind, frame, load_body, message_body, split_load
+from solo_fast.runtime.frames import (
+    CODE_CHANGE,
+    RESTORE,
+    RESTORE_IF_PERSISTENT,
+    Kind,
+    frame,
+    load_body,
+    message_body,
+    split_load,
+)
+from solo_fast.runtime.handover import Custody, run_plainly
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
 from solo_fast.runtime.sandbox import LINK_FD
+from solo_fast.runtime.state import wait_for
 from solo_fast.service import Service
+
+_RESTORING = (RESTORE, RESTORE_IF_PERSISTENT)
 
 
 def become_blank(
@@ -65,6 +78,8 @@ class Order:
     source: str
     code: bytes
     program: dict[str, Any] | None = None
+    state_bytes_max: int = 0
+    hand_over: str = ""
 
 
 def _serve(sock: socket.socket, *, ordered: bool) -> None:
@@ -93,7 +108,8 @@ def _serve(sock: socket.socket, *, ordered: bool) -> None:
         if is_async:
             asyncio.run(_come_up_async(order, link, loaded, marshalled))
         else:
-            _come_up_plain(order, link, loaded, marshalled).run(loaded)
+            loop = _come_up_plain(order, link, loaded, marshalled)
+            loop.run(loaded, standing_by=order.hand_over == CODE_CHANGE)
     except contract.ContractError as error:
         link.send(Kind.FAILED, 0, encode({"message": error.message, "diagnostics": error.diagnostics}))
         leave(1)
@@ -149,25 +165,30 @@ def _load(order: Order) -> tuple[Loaded, bool, bytes]:
     callees = contract.methods_of(instance) if instance else contract.functions_of(module)
     if not callees and main is None and instance is None:
         raise contract.nothing_callable(order.filename)
-    lifecycle = (instance.init, instance.terminate, instance.handle_info) if instance else ()
+    names = ("init", "terminate", "handle_info", "get_state", "code_change", "restore") if instance else ()
+    lifecycle = (getattr(instance, name) for name in names)
     is_async = (
         main is not None
         or any(c.is_async for c in callees.values())
         or any(contract.is_coroutine_function(f) for f in lifecycle)
     )
-    loaded = Loaded(order.filename, callees, instance, main, order.result_bytes_max, bool(cls and cls.concurrent))
+    concurrent = bool(cls and cls.concurrent)
+    loaded = Loaded(order.filename, callees, instance, main, order.result_bytes_max, concurrent, order.state_bytes_max)
     return loaded, is_async, marshalled
 
 
 def _come_up_plain(order: Order, link: Link, loaded: Loaded, marshalled: bytes) -> PlainLoop:
     loop = PlainLoop(link)
     inside = Inside(link, order.tenant, order.service_id, loop.schedule)
+    custody = loop.take_charge(loaded)
     if loaded.instance is not None:
         try:
             _construct(loaded.instance, inside)
             loaded.instance.init()
         except BaseException as error:
             raise contract.failure(error, order.filename, order.source, "running init()") from error
+    if order.hand_over in _RESTORING:
+        run_plainly(_restore(order, link, loaded, custody))
     _announce(link, loaded, marshalled, is_async=False)
     return loop
 
@@ -175,6 +196,7 @@ def _come_up_plain(order: Order, link: Link, loaded: Loaded, marshalled: bytes) 
 async def _come_up_async(order: Order, link: Link, loaded: Loaded, marshalled: bytes) -> None:
     inside = Inside(link, order.tenant, order.service_id, lambda seconds, message: loop.schedule(seconds, message))
     loop = AsyncLoop(link, inside)
+    custody = loop.take_charge(loaded)
     if loaded.instance is not None:
         reading = asyncio.get_running_loop()
         reading.add_reader(link.sock.fileno(), link.receive, socket.MSG_DONTWAIT)  # replies to what init asks for
@@ -183,8 +205,25 @@ async def _come_up_async(order: Order, link: Link, loaded: Loaded, marshalled: b
             await maybe_await(inside, loaded.instance.init)
         except BaseException as error:
             raise contract.failure(error, order.filename, order.source, "running init()") from error
+    if order.hand_over in _RESTORING:
+        await _restore(order, link, loaded, custody)
     _announce(link, loaded, marshalled, is_async=True)
-    await loop.run(loaded)
+    await loop.run(loaded, standing_by=order.hand_over == CODE_CHANGE)
+
+
+async def _restore(order: Order, link: Link, loaded: Loaded, custody: Custody) -> None:
+    """Go on where a former process was: the kernel sent its state behind the LOAD.
+
+    Raises:
+        ContractError: what restore() raised.
+    """
+    _, _, packed = wait_for(link, (Kind.STATE,))
+    if order.hand_over == RESTORE_IF_PERSISTENT and not (loaded.instance is not None and loaded.instance.persist):
+        return
+    try:
+        await custody.restore(packed)
+    except BaseException as error:
+        raise contract.failure(error, order.filename, order.source, "running restore()") from error
 
 
 def _construct(instance: Service, inside: Inside) -> None:
@@ -200,6 +239,7 @@ def _announce(link: Link, loaded: Loaded, marshalled: bytes, *, is_async: bool) 
         "methods": sorted(loaded.callees),
         "is_async": is_async,
         "concurrent": loaded.concurrent,
+        "persist": loaded.instance is not None and bool(loaded.instance.persist),
     }
     link.send(Kind.READY, 0, encode(described))
     if marshalled:
@@ -219,16 +259,19 @@ class Rehearsal(Service):
 """
 
 
-def rehearse() -> None:
+def rehearse(*, hand_over: bool = False) -> None:
     """Deploy and call a small service once, within this process and over a socket pair.
 
     A forked child shares the zygote's pages until it writes to them, and Python writes to what it merely looks at.
     The hundreds of page faults of a first deploy happen here, while the child is blank and nobody waits. In the
     zygote itself it lets the interpreter specialise the code that all its children run.
+
+    Args:
+        hand_over: also a hand-over, for the zygote: in each blank it would cost 60 KB, which most services never need.
     """
     header = {
         "tenant": "", "service_id": "blank", "filename": "blank.py", "work_dir": "", "result_bytes_max": 100,
-        "bounds": sandbox.Bounds(),
+        "bounds": sandbox.Bounds(), "state_bytes_max": 1000,
     }  # fmt: skip
     kernel_end, service_end = socket.socketpair()
     with kernel_end, service_end:
@@ -238,10 +281,12 @@ def rehearse() -> None:
         _, order = _next_order(link)
         _enter(order)
         loaded, _, marshalled = _load(order)
-        _come_up_plain(order, link, loaded, marshalled)
+        loop = _come_up_plain(order, link, loaded, marshalled)
         handler = Handler(loaded, link)
         while not link.inbox:
             link.receive()
         _, message_id, body = link.inbox.popleft()
         handler.call_now(message_id, body, cast=False)
+        if hand_over:
+            loop.rehearse_handover()
     contract.forget(order.filename)

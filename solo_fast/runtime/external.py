@@ -18,6 +18,7 @@ import h11
 import orjson
 
 from solo_fast.domain.errors import PayloadTooLarge, ServiceError
+from solo_fast.runtime.ports import is_of_service
 
 POLL_SECONDS_FIRST = 0.002
 POLL_SECONDS_MAX = 0.1
@@ -55,12 +56,14 @@ class Door:
 
     Args:
         work_dir: where its unix socket is.
+        uid, pid: the service's own user id (0: none) and its process, which must be who listens on the port.
         result_bytes_max: largest answer that is read, bytes.
     """
 
-    def __init__(self, program: Program, work_dir: str, result_bytes_max: int) -> None:
+    def __init__(self, program: Program, work_dir: str, uid: int, pid: int, result_bytes_max: int) -> None:
         self._program = program
         self._work_dir = work_dir
+        self._uid, self._pid = uid, pid
         self._bytes_max = result_bytes_max
 
     @property
@@ -82,6 +85,8 @@ class Door:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._program.port:
+            if not is_of_service(self._program.port, self._uid, self._pid):
+                raise OSError(errno.EACCES, "nobody does, or it is not this service that does")
             return await asyncio.open_connection("127.0.0.1", self._program.port)
         # Opened first and without following links: one that the program put there would have the kernel, with all that
         # it may, speak to somebody else's socket. A socket's address also has room for 107 bytes, fewer than a path.

@@ -25,9 +25,13 @@ class Kind:
     STOP = 4  # JSON: the reason for terminate()
     REPLY = 5  # result of a REQUEST
     REFUSAL = 6  # error of a REQUEST: {"error", "message", "details"}
-    EXEC = 8  # laid out like LOAD, with "program" in its header; the link closes with the exec, or FAILED comes
     CHECK = 7  # laid out like LOAD; answered with REPORT, after which another CHECK or EXAMINE may come
-    EXAMINE = 40  # the same, for the findings of the static check alone
+    EXEC = 8  # laid out like LOAD, with "program" in its header; the link closes with the exec, or FAILED comes
+    EXAMINE = 9  # the same, for the findings of the static check alone
+    HANDOVER = 10  # finish what came before this, hand the state over (HANDED, or FAILED), then stand by
+    STATE = 11  # a state to take over: behind a LOAD that says so, or to one that stands by (ADOPTED, or FAILED)
+    RESUME = 12  # the swap failed: go on serving
+    GO = 13  # the former version is gone: main() may begin
     # service to kernel
     READY = 16  # the service is loaded; its methods
     FAILED = 17  # it is not, and why: {"message", "diagnostics"}
@@ -38,6 +42,16 @@ class Kind:
     LOG = 22  # one line of solo.log
     CODE = 23  # the marshalled code object, kept for restarts
     REPORT = 24  # outcome of CHECK or EXAMINE
+    HANDED = 25  # the state, with the id of the HANDOVER
+    ADOPTED = 26  # with the id of the STATE; a checkpoint of what was made of it, where the service persists
+    CHECKPOINT = 27  # the state, for the store
+
+
+RESTORE = "restore"
+RESTORE_IF_PERSISTENT = "restore_if_persistent"
+CODE_CHANGE = "code_change"
+"""What a LOAD may say of a state: it follows at once, it follows and is for a persisting class only, or it comes later,
+and until then the process stands by."""
 
 
 class FrameError(Exception):
@@ -78,11 +92,13 @@ class FrameReader:
         limit: largest body, bytes.
     """
 
-    __slots__ = ("_buffer", "_limit")
+    __slots__ = ("_buffer", "_limit", "_missing", "_parts")
 
     def __init__(self, limit: int) -> None:
         self._buffer = b""
         self._limit = limit
+        self._parts: list[bytes] = []  # of a frame of which so many bytes are still missing
+        self._missing = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
         """Take `data`; yield each complete (kind, message id, body).
@@ -90,6 +106,13 @@ class FrameReader:
         Raises:
             FrameError: at the first frame that is over the limit or shorter than its own header.
         """
+        if self._missing:
+            self._parts.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            self._buffer, data = b"", b"".join(self._parts)
+            self._parts, self._missing = [], 0
         buffer = self._buffer + data if self._buffer else data
         position, size = 0, len(buffer)
         try:
@@ -99,9 +122,14 @@ class FrameReader:
                     raise FrameError(f"frame of {length} bytes; the limit is {self._limit}")
                 end = position + 4 + length
                 if end > size:
+                    self._missing = end - size
                     break
                 body = buffer[position + HEADER.size : end]
                 position = end
                 yield kind, message_id, body
         finally:
-            self._buffer = buffer[position:] if position else buffer
+            rest = buffer[position:] if position else buffer
+            if self._missing:
+                self._parts.append(rest)
+            else:
+                self._buffer = rest

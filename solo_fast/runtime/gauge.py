@@ -34,6 +34,20 @@ class Kept:
         cls.most = soft // KEPT_SHARE
 
 
+class Inherited:
+    """What every service process begins with: the zygote's resident set, which all of them share.
+
+    A kernel that is not root can't read the proportional sizes of confined services. It takes what a process has
+    beyond this for the service's own, instead of counting the same pages for each of its processes.
+    """
+
+    bytes = 0
+
+    @classmethod
+    def of(cls, zygote_pid: int) -> None:
+        cls.bytes = _pages(_read(f"/proc/{zygote_pid}/statm")) * PAGE_BYTES
+
+
 class Gauge:
     """Reads one service process and whatever it forked.
 
@@ -142,12 +156,12 @@ def clock_id(pid: int) -> int:
 
 
 def proportional_bytes(pid: int) -> int:
-    """Proportional set size and swap of a process; its resident set where that can't be read; 0 when it is gone."""
+    """Proportional set size and swap of a process, or what stands for them where they can't be read; 0: it is gone."""
     total = 0
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith((b"Pss:", b"SwapPss:")):
             total += int(line.split()[1]) * 1024
-    return total or _pages(_read(f"/proc/{pid}/statm")) * PAGE_BYTES
+    return total or max(0, _pages(_read(f"/proc/{pid}/statm")) * PAGE_BYTES - Inherited.bytes)
 
 
 def _held(fds: list[int]) -> int:

@@ -29,7 +29,7 @@ from solo_fast.runtime.ward import Ward
 
 if TYPE_CHECKING:
     from solo_fast.runtime.process import Process
-    from solo_fast.runtime.service import Service
+    from solo_fast.runtime.service import Limits, Service
 
 SLICES = 10
 SLICE_S = 0.1
@@ -141,10 +141,9 @@ class Limiter:
         if not self._closed:
             self._jobs.submit(group.remove)
 
-    async def confine(self, service: Service, process: Process) -> None:
-        """Hold a process to the limits of the service that it is about to become."""
+    async def confine(self, service: Service, process: Process, limits: Limits) -> None:
+        """Hold a process to `limits`, those of the version of the service that it is about to become."""
         group = await self._group_of(process)
-        limits = service.spec.limits
         if group is not None:
             try:
                 group.limit(memory_ceiling(limits.max_memory_bytes, limits.memory_action), limits.max_processes)
@@ -152,7 +151,7 @@ class Limiter:
                 if not process.exited.done():
                     log.warning("pid %d can't be held by its cgroup (%s); it is sampled", process.pid, error)
                 group = None
-        ward = Ward(service, process, group, time.monotonic())
+        ward = Ward(service, process, limits, group, time.monotonic())
         self._wards[process] = ward
         self._slots[process.pid % SLICES].add(ward, clock_id(process.pid))
         self._hot[ward] = None
@@ -175,7 +174,7 @@ class Limiter:
         if ward is None or ward.ended:
             return
         ward.ended = True
-        if ward.service.violation is None and ward.group is not None and ward.group.out_of_memory():
+        if ward.process.violation is None and ward.group is not None and ward.group.out_of_memory():
             limit = ward.limits.max_memory_bytes
             self._violated(ward, "memory", max(limit, ward.group.peak_bytes()), limit, "kill")
 
@@ -194,7 +193,7 @@ class Limiter:
         spec = ward.service.spec
         event = violation(spec.tenant, spec.service_id, resource, value, limit, action, pid=ward.process.pid, **figures)
         if action == "kill":
-            ward.service.violation = event
+            ward.process.violation = event
         self._note(event)
 
     def _kill(self, ward: Ward, resource: str, value: float, limit: float, **figures: Any) -> None:
@@ -319,7 +318,10 @@ class Limiter:
         self._act(ward, "memory", used, limit, limits.memory_action, near, over)
 
     def _look_for_killed_members(self, ward: Ward) -> None:
-        """Linux may have ended one of a service's processes for want of memory: then the others end too."""
+        """Linux may have ended one of a service's processes for want of memory: then the others end too.
+
+        Looked for even where no other was seen: it can come and go between two looks.
+        """
         ward.alarms = ward.gauge.alarms
         if ward.group is not None and ward.group.out_of_memory():
             limit = ward.limits.max_memory_bytes

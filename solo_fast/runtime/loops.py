@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import heapq
 import json
 import os
 import socket
@@ -21,11 +20,13 @@ from typing import Any
 
 from solo_fast.runtime.contract import Callee, is_coroutine_function
 from solo_fast.runtime.frames import Kind, split_message
+from solo_fast.runtime.handover import INFO, SAVED_ON, Custody, call_plainly, run_plainly
 from solo_fast.runtime.inside import Inside, Link, encode
+from solo_fast.runtime.state import Timers, pack, wait_for
 from solo_fast.service import Service
 
-INFO = 0
-"""Kind of a message that the service sent to itself: a timer that fired. Never on the wire."""
+SAVE = -1
+"""Kind of an asyncio service's word to itself that a checkpoint is due. Never on the wire."""
 
 TRACEBACK_CHARACTERS = 16_384
 
@@ -40,6 +41,7 @@ class Loaded:
     main: Callable[[Any], Awaitable[Any]] | None
     result_bytes_max: int
     concurrent: bool
+    state_bytes_max: int = 0
 
 
 def flush() -> None:
@@ -165,24 +167,41 @@ class Handler:
 
 
 class PlainLoop:
-    """One blocking receive after the other; timers bound how long it blocks."""
+    """One blocking receive after the other; timers, and checkpoints that are due, bound how long it blocks."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self._timers: list[tuple[float, int, Any]] = []
-        self._timer_count = 0
+        self.timers = Timers()
+        self.schedule = self.timers.schedule
 
-    def schedule(self, seconds: float, message: Any) -> None:
-        self._timer_count += 1
-        heapq.heappush(self._timers, (time.monotonic() + seconds, self._timer_count, message))
+    def take_charge(self, loaded: Loaded) -> Custody:
+        """Of the state of what has come up."""
+        self._custody = Custody(
+            loaded.instance, loaded.filename, self.link, self.timers, call_plainly, loaded.state_bytes_max
+        )
+        return self._custody
 
-    def run(self, loaded: Loaded) -> None:
-        """Never returns: the process ends in it."""
+    def rehearse_handover(self) -> None:
+        """Go through a hand-over once, for the interpreter to specialise its code: callers wait for a true one."""
+        run_plainly(self._custody.hand_over(1))
+        run_plainly(self._custody.adopt(1, pack({"value": 1}, [], self._custody.limit)))
+
+    def run(self, loaded: Loaded, *, standing_by: bool = False) -> None:
+        """Never returns: the process ends in it.
+
+        Args:
+            standing_by: wait for the state of the former version first.
+        """
         handler = Handler(loaded, self.link)
         inbox = self.link.inbox
+        self._checkpoints = checkpoints = self._custody.checkpoints
+        if standing_by:
+            self._stand_by(handler, loaded)
         while True:
-            if self._timers:
+            if self.timers:
                 self._fire_due()
+            if checkpoints is not None and checkpoints.due is not None and checkpoints.due <= time.monotonic():
+                run_plainly(self._custody.save(handler.complain))
             if not inbox:
                 self._receive()
                 continue
@@ -195,17 +214,31 @@ class PlainLoop:
                 self._inform(handler, loaded.instance, body)
             elif kind == Kind.STOP:
                 self._stop(handler, loaded, json.loads(body))
+            elif kind == Kind.HANDOVER and run_plainly(self._custody.hand_over(message_id)):
+                self._stand_by(handler, loaded)
+            if checkpoints is not None:
+                checkpoints.touched()
 
     def _receive(self) -> None:
-        if self._timers:
-            self.link.receive_within(self._timers[0][0] - time.monotonic())
-        else:
+        due = self._checkpoints.due if self._checkpoints is not None else None
+        if self.timers and (due is None or self.timers.next_at < due):
+            due = self.timers.next_at
+        if due is None:
             self.link.receive()
+        else:
+            self.link.receive_within(due - time.monotonic())
 
     def _fire_due(self) -> None:
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            self.link.inbox.append((INFO, 0, heapq.heappop(self._timers)[2]))
+        self.link.inbox.extend((INFO, 0, message) for message in self.timers.take_due())
+
+    def _stand_by(self, handler: Handler, loaded: Loaded) -> None:
+        """Do nothing until this process is to go on, or to end: what it would do, another does now."""
+        while True:
+            kind, message_id, body = wait_for(self.link, (Kind.STATE, Kind.RESUME, Kind.STOP))
+            if kind == Kind.STOP:
+                self._stop(handler, loaded, json.loads(body))
+            if kind == Kind.RESUME or run_plainly(self._custody.adopt(message_id, body)):
+                return
 
     @staticmethod
     def _inform(handler: Handler, instance: Service, message: Any) -> None:
@@ -214,8 +247,9 @@ class PlainLoop:
         except Exception as error:
             handler.complain(error)
 
-    @staticmethod
-    def _stop(handler: Handler, loaded: Loaded, reason: str) -> None:
+    def _stop(self, handler: Handler, loaded: Loaded, reason: str) -> None:
+        if reason in SAVED_ON:
+            run_plainly(self._custody.save(handler.complain))
         if loaded.instance is not None:
             try:
                 loaded.instance.terminate(reason)
@@ -228,33 +262,71 @@ class PlainLoop:
 
 
 class AsyncLoop:
-    """The same on asyncio. Async methods still run one at a time, unless the class sets `concurrent`."""
+    """The same on asyncio. Async methods still run one at a time, unless the class sets `concurrent`.
+
+    Its phase says what it takes from its inbox: everything while it is `serving`, the few words that end the wait
+    while it is `standing_by`, nothing while it is `coming_up`, `handing_over` or `adopting`.
+    """
 
     def __init__(self, link: Link, inside: Inside) -> None:
         self.link = link
         self.inside = inside
+        self.timers = Timers()
         self._busy = False
         self._stopping = False
+        self._phase = "coming_up"
         self._tasks: set[asyncio.Task[None]] = set()
+        self._main: asyncio.Task[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._saving: asyncio.TimerHandle | None = None
 
     def schedule(self, seconds: float, message: Any) -> None:
-        loop = asyncio.get_running_loop()
-        loop.call_later(seconds, self._inform_later, message)
+        self.timers.schedule(seconds, message)
+        self._set_alarm()
 
-    def _inform_later(self, message: Any) -> None:
-        self.link.inbox.append((INFO, 0, message))
-        self._pump()
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = None
+        if self.timers:
+            loop = asyncio.get_running_loop()
+            self._alarm = loop.call_later(self.timers.next_at - time.monotonic(), self._fire_due)
 
-    async def run(self, loaded: Loaded) -> None:
-        """Never returns: the process ends in it."""
+    def _fire_due(self) -> None:
+        if self._phase == "serving":  # what fires while another serves is the other's to handle
+            self.link.inbox.extend((INFO, 0, message) for message in self.timers.take_due())
+            self._set_alarm()
+            self._pump()
+
+    def take_charge(self, loaded: Loaded) -> Custody:
+        """Of the state of what has come up."""
+
+        async def call(function: Callable[..., Any], *args: Any) -> Any:
+            return await maybe_await(self.inside, function, *args)
+
+        self._custody = Custody(loaded.instance, loaded.filename, self.link, self.timers, call, loaded.state_bytes_max)
+        return self._custody
+
+    async def run(self, loaded: Loaded, *, standing_by: bool = False) -> None:
+        """Never returns: the process ends in it.
+
+        Args:
+            standing_by: wait for the state of the former version first, and with main() until it is gone.
+        """
         self.loaded = loaded
         self.handler = Handler(loaded, self.link)
+        self._phase = "standing_by" if standing_by else "serving"
         loop = asyncio.get_running_loop()
         loop.add_reader(self.link.sock.fileno(), self._readable)
+        if not standing_by:
+            self._set_alarm()
+            self._begin_main()
         self._pump()
-        if loaded.main is not None:
-            self._main = loop.create_task(self._run_main(loaded.main))
         await loop.create_future()
+
+    def _begin_main(self) -> None:
+        if self.loaded.main is not None and self._main is None:
+            self._main = asyncio.get_running_loop().create_task(self._run_main(self.loaded.main))
 
     async def _run_main(self, main: Callable[[Any], Awaitable[Any]]) -> None:
         try:
@@ -273,15 +345,69 @@ class AsyncLoop:
 
     def _pump(self) -> None:
         inbox = self.link.inbox
-        while inbox and not self._busy and not self._stopping:
+        while inbox and not self._busy and not self._stopping and self._phase == "serving":
             kind, message_id, body = inbox.popleft()
-            if kind == Kind.STOP:
-                self._stopping = True
-                self._spawn(self._stop(json.loads(body)), exclusive=False)
+            if kind == Kind.CALL or kind == Kind.CAST:
+                self._handle(message_id, body, cast=kind == Kind.CAST)
             elif kind == INFO:
                 self._inform(body)
+            elif kind == SAVE:
+                self._spawn(self._custody.save(self.handler.complain), exclusive=not self.loaded.concurrent)
             else:
-                self._handle(message_id, body, cast=kind == Kind.CAST)
+                self._obey(kind, message_id, body)
+        if self._phase == "standing_by" and not self._stopping:
+            self._heed()
+
+    def _heed(self) -> None:
+        for place, (kind, message_id, body) in enumerate(self.link.inbox):
+            if kind in (Kind.STATE, Kind.RESUME, Kind.STOP):
+                del self.link.inbox[place]
+                self._obey(kind, message_id, body)
+                return
+
+    def _obey(self, kind: int, message_id: int, body: Any) -> None:
+        if kind == Kind.STOP:
+            self._stopping = True
+            self._spawn(self._stop(json.loads(body)), exclusive=False)
+        elif kind == Kind.HANDOVER:
+            self._phase = "handing_over"
+            self._spawn(self._hand_over(message_id), exclusive=False)
+        elif kind == Kind.STATE and self._phase == "standing_by":
+            self._phase = "adopting"
+            self._spawn(self._adopt(message_id, body), exclusive=False)
+        elif kind == Kind.RESUME and self._phase == "standing_by":
+            self._phase = "serving"
+            self._set_alarm()
+            self._pump()
+        elif kind == Kind.GO:
+            self._begin_main()
+
+    async def _hand_over(self, message_id: int) -> None:
+        running = self._tasks - {asyncio.current_task()}
+        if running:
+            await asyncio.wait(running)
+        handed = await self._custody.hand_over(message_id)
+        self._phase = "standing_by" if handed else "serving"
+
+    async def _adopt(self, message_id: int, packed: bytes) -> None:
+        adopted = await self._custody.adopt(message_id, packed)
+        self._phase = "serving" if adopted else "standing_by"
+        self._set_alarm()
+
+    def _touched(self) -> None:
+        """Have a checkpoint taken when it is due."""
+        checkpoints = self._custody.checkpoints
+        if checkpoints is None:
+            return
+        checkpoints.touched()
+        if checkpoints.due is not None and self._saving is None:
+            loop = asyncio.get_running_loop()
+            self._saving = loop.call_later(checkpoints.due - time.monotonic(), self._save_soon)
+
+    def _save_soon(self) -> None:
+        self._saving = None
+        self.link.inbox.append((SAVE, 0, None))
+        self._pump()
 
     def _spawn(self, work: Any, *, exclusive: bool) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -307,6 +433,7 @@ class AsyncLoop:
             self.handler.call_now(message_id, body, cast=cast)
         finally:
             self.inside.sync_depth -= 1
+        self._touched()
 
     async def _call(self, message_id: int, body: bytes, *, cast: bool) -> None:
         ready = self.handler.prepare(message_id, body, cast=cast)
@@ -321,10 +448,15 @@ class AsyncLoop:
             self.handler.failed(message_id, RuntimeError(f"the method was cancelled: {error}"), cast=cast)
         else:
             self.handler.answer(message_id, value, cast=cast)
+        self._touched()
 
     def _inform(self, message: Any) -> None:
         if self.loaded.instance is not None:
-            self._spawn(self._settle(self.loaded.instance.handle_info, message), exclusive=not self.loaded.concurrent)
+            self._spawn(self._handle_info(self.loaded.instance, message), exclusive=not self.loaded.concurrent)
+
+    async def _handle_info(self, instance: Service, message: Any) -> None:
+        await self._settle(instance.handle_info, message)
+        self._touched()
 
     async def _settle(self, function: Callable[..., Any], *args: Any) -> None:
         """Call a lifecycle method, sync or async; what it raises goes to the service's log."""
@@ -337,21 +469,22 @@ class AsyncLoop:
         running = self._tasks - {asyncio.current_task()}
         if running:
             await asyncio.wait(running)
-        if self.loaded.main is not None:
+        if self._main is not None:
             self._main.cancel()
             await asyncio.wait([self._main])
+        if reason in SAVED_ON:
+            await self._custody.save(self.handler.complain)
         if self.loaded.instance is not None:
             await self._settle(self.loaded.instance.terminate, reason)
         leave_cleanly()
 
 
-async def maybe_await(inside: Inside, function: Callable[..., Any], *args: Any) -> None:
+async def maybe_await(inside: Inside, function: Callable[..., Any], *args: Any) -> Any:
     """Run a lifecycle method: blocking rules inside a sync one, awaiting rules inside an async one."""
     if is_coroutine_function(function):
-        await function(*args)
-        return
+        return await function(*args)
     inside.sync_depth += 1
     try:
-        function(*args)
+        return function(*args)
     finally:
         inside.sync_depth -= 1

@@ -14,17 +14,20 @@ from typing import Any, cast
 import orjson
 
 from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
+from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Stream
 from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.external import Door, Program, UnreachableError
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
+from solo_fast.runtime.mailbox import Message
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
 UNSENT_BYTES_MAX = 32 * 1024 * 1024  # what a service may leave unread on its link
 EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
-OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for
+OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for, and its last frames
 LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
+KEPT_BYTES_MAX = 32 * 1024 * 1024  # arguments kept for a second sending, of one process
 
 log = logging.getLogger("solo.process")
 
@@ -36,6 +39,7 @@ class LinkLimits:
     frame_bytes: int
     result_bytes: int
     line_bytes: int
+    state_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Source:
     Attributes:
         work_dir: "" for none.
         code: the marshalled code object of this very source, or nothing yet.
+        hand_over: what it does with the state of a former process: a word of runtime/frames.py, or nothing.
+        state: that it is to be restored from.
     """
 
     tenant: str
@@ -55,6 +61,8 @@ class Source:
     bounds: Bounds
     code: bytes = b""
     program: Program | None = None
+    hand_over: str = ""
+    state: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,7 @@ class Description:
     is_async: bool
     concurrent: bool
     any_method: bool = False  # it says for itself, at the call, what it has
+    persist: bool = False
 
     @classmethod
     def of(cls, described: Any) -> Description:
@@ -122,6 +131,9 @@ class Owner:
     def compiled(self, code: bytes) -> None:
         """The service compiled its source, and this is the marshalled code object."""
 
+    def checkpoint(self, process: Process, state: bytes) -> None:
+        """The service's state, for the store."""
+
     def why(self, process: Process) -> str:
         """What there is to say about the end of the process, for the end of a sentence."""
         return ""
@@ -145,6 +157,8 @@ class Process(asyncio.Protocol):
 
     Attributes:
         pending: message id -> future of a call, or None for a cast: the mailbox, until each is handled.
+        kept: the messages of `pending` themselves, while they are kept for a second sending; else None.
+        violation: of the limit that it was killed for.
         exited: done with its Ending as soon as the process is gone.
     """
 
@@ -156,6 +170,9 @@ class Process(asyncio.Protocol):
         self.child: Child = Child(0, -1)
         self.pending: dict[int, asyncio.Future[bytes] | None] = {}
         self.calls_pending = 0
+        self.kept: dict[int, Message] | None = None
+        self.violation: Event | None = None
+        self._kept_bytes = 0
         self.exited: asyncio.Future[Ending] = self._loop.create_future()
         self.stopping = False
         self.started_at = time.monotonic()
@@ -163,6 +180,9 @@ class Process(asyncio.Protocol):
         self._door: Door | None = None
         self._posts: set[asyncio.Task[None]] = set()
         self._loading: asyncio.Future[Any] | None = None
+        self._asked: asyncio.Future[bytes] | None = None
+        self._asked_id = 0
+        self._link_closed = asyncio.Event()
         self._next_id = 0
         self._reader = FrameReader(limits.frame_bytes)
         self._transport: asyncio.Transport | None = None
@@ -267,7 +287,7 @@ class Process(asyncio.Protocol):
             return Description.of(described)
         except (TypeError, ValueError) as error:
             self.kill()
-            raise _deploy_failed(f"the source broke its link to the kernel: {error}") from None
+            raise deploy_failed(f"the source broke its link to the kernel: {error}") from None
 
     async def _become(self, source: Source, program: Program, timeout_s: float) -> Description:
         """Turn the blank into an external binary, and wait until it accepts where it will be called."""
@@ -275,7 +295,7 @@ class Process(asyncio.Protocol):
         self._is_program = True
         await self._order(Kind.EXEC, source, timeout_s, "start")
         if program.callable:
-            self._door = Door(program, source.work_dir, self.limits.result_bytes)
+            self._door = Door(program, source.work_dir, source.bounds.uid, self.pid, self.limits.result_bytes)
             await self._opened(self._door, timeout_s, deadline)
         return Description("external", "", frozenset(), True, True, program.callable)
 
@@ -287,10 +307,10 @@ class Process(asyncio.Protocol):
         finally:
             opened.cancel()
         if self.exited.done():
-            raise _deploy_failed(f"the program {self.exited.result()} before it accepted on {door.address}")
+            raise deploy_failed(f"the program {self.exited.result()} before it accepted on {door.address}")
         if not opened.done():
             self.kill()
-            raise _deploy_failed(
+            raise deploy_failed(
                 f"the program did not accept on {door.address} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             )
 
@@ -311,10 +331,13 @@ class Process(asyncio.Protocol):
             "work_dir": source.work_dir,
             "result_bytes_max": self.limits.result_bytes,
             "bounds": source.bounds,
+            "state_bytes_max": self.limits.state_bytes,
+            "hand_over": source.hand_over,
         }
         if source.program is not None:
             header["program"] = asdict(source.program)
-        return frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code))
+        order = frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code))
+        return order + frame(Kind.STATE, 0, source.state) if source.state else order
 
     async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
         if self._loading is None:  # else it found the order on its link
@@ -323,15 +346,15 @@ class Process(asyncio.Protocol):
         try:
             return await asyncio.wait_for(self._loading, timeout_s)
         except TimeoutError:
-            raise _deploy_failed(
+            raise deploy_failed(
                 f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             ) from None
         except _EndedEarlyError as error:
-            raise _deploy_failed(
+            raise deploy_failed(
                 f"the process {error.ending} before the source had come up{self.owner.why(self)}"
             ) from None
         except FrameError as error:
-            raise _deploy_failed(f"the source broke its link to the kernel: {error}") from None
+            raise deploy_failed(f"the source broke its link to the kernel: {error}") from None
         except BaseException:
             self.kill()
             raise
@@ -341,7 +364,69 @@ class Process(asyncio.Protocol):
                 self.kill()
             self._loading = None
 
+    # -- hand-over -----------------------------------------------------------------------------------------------
+
+    async def ask(self, kind: int, body: bytes, timeout_s: float, doing: str) -> bytes:
+        """Send HANDOVER or STATE, and wait for what the process answers.
+
+        Raises:
+            DeployFailed: it said no (with diagnostics), ended, or took longer than `timeout_s` seconds. An answer that
+                comes late is ignored.
+        """
+        self._asked_id += 1
+        answer = self._asked = self._loop.create_future()
+        self._write(frame(kind, self._asked_id, body))
+        try:
+            if self.exited.done():
+                raise _EndedEarlyError(self.exited.result())
+            return await asyncio.wait_for(answer, timeout_s)
+        except TimeoutError:
+            raise deploy_failed(f"{doing} took longer than {timeout_s * 1000:.0f} ms") from None
+        except _EndedEarlyError as error:
+            raise deploy_failed(f"the process {error.ending} while {doing}") from None
+        except FrameError as error:
+            raise deploy_failed(f"the process broke its link to the kernel while {doing}: {error}") from None
+        finally:
+            self._asked = None
+
+    def _answered(self, message_id: int, body: bytes, error: Exception | None) -> None:
+        if self._asked is None or self._asked.done() or message_id != self._asked_id:
+            return
+        if error is not None:
+            self._asked.set_exception(error)
+        else:
+            self._asked.set_result(body)
+
+    def tell(self, kind: int) -> None:
+        """Send RESUME or GO."""
+        self._write(frame(kind, 0))
+
+    def _handed(self, message_id: int, body: bytes) -> None:
+        error = None
+        if len(body) > self.limits.state_bytes:
+            error = deploy_failed(f"the state is over limits.max_state_bytes ({self.limits.state_bytes})")
+        self._answered(message_id, body, error)
+
+    def keep_messages(self) -> None:
+        """From now on, know what was sent and is not answered, for `unbegun`."""
+        self.kept = {}
+        self._kept_bytes = 0
+
+    def unbegun(self) -> list[Message]:
+        """Of a process that has ended: the kept messages that it surely did not begin.
+
+        One that handles its messages in turn had begun the oldest at most.
+        """
+        kept, self.kept = self.kept or {}, None
+        return [message for message in list(kept.values())[1:] if not message.abandoned]
+
     # -- messages ------------------------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Put a message that has waited into the mailbox of the process."""
+        if message.kind == Kind.CALL:
+            self.calls_pending += 1
+        self._send(message.kind, message.method, message.arguments, message.future)
 
     def send_call(self, method: str, arguments: bytes) -> asyncio.Future[bytes]:
         """Put a call into the mailbox; the future gets the JSON result, or a SoloError."""
@@ -356,12 +441,27 @@ class Process(asyncio.Protocol):
     def _send(self, kind: int, method: str, arguments: bytes, future: asyncio.Future[bytes] | None) -> None:
         self._next_id = message_id = (self._next_id + 1) & 0xFFFFFFFF
         self.pending[message_id] = future
+        if self.kept is not None:
+            self._keep(message_id, Message(kind, method, arguments, future))
         if self._door is not None:
             task = self._loop.create_task(self._post(self._door, message_id, method, arguments))
             self._posts.add(task)
             task.add_done_callback(self._posts.discard)
             return
         self._write(frame(kind, message_id, message_body(method, arguments)))
+
+    def _keep(self, message_id: int, message: Message) -> None:
+        assert self.kept is not None
+        self._kept_bytes += len(message.arguments)
+        if self._kept_bytes <= KEPT_BYTES_MAX:
+            self.kept[message_id] = message
+        else:
+            self.kept = None  # what is sent but in part would come back out of order
+
+    def _let_go(self, message_id: int) -> None:
+        message = self.kept.pop(message_id, None) if self.kept else None
+        if message is not None:
+            self._kept_bytes -= len(message.arguments)
 
     async def _post(self, door: Door, message_id: int, method: str, arguments: bytes) -> None:
         result, error = b"", None
@@ -423,6 +523,7 @@ class Process(asyncio.Protocol):
             if self.pending.get(message_id) is not None:
                 raise FrameError("it says of a call that it was a cast")
             self.pending.pop(message_id, None)
+            self._let_go(message_id)
         elif kind == Kind.ERROR:
             self._settle(message_id, b"", _error_of(body))
         elif kind == Kind.REQUEST:
@@ -435,9 +536,16 @@ class Process(asyncio.Protocol):
             self._loaded(orjson.loads(body), None)
         elif kind == Kind.FAILED:
             failed = orjson.loads(body)
-            self._loaded(None, _deploy_failed(str(failed["message"]), list(failed["diagnostics"])))
+            error = deploy_failed(str(failed["message"]), list(failed["diagnostics"]))
+            self._loaded(None, error)
+            self._answered(message_id, b"", error)
         elif kind == Kind.CODE:
             self.owner.compiled(body)
+        elif kind in (Kind.HANDED, Kind.ADOPTED):
+            self._handed(message_id, body)
+        elif kind == Kind.CHECKPOINT:
+            if len(body) <= self.limits.state_bytes:
+                self.owner.checkpoint(self, body)
         else:
             raise FrameError(f"a service does not send frames of kind {kind}")
 
@@ -458,6 +566,7 @@ class Process(asyncio.Protocol):
         if future is None:
             return
         self.calls_pending -= 1
+        self._let_go(message_id)
         if future.done():
             return  # its caller gave up
         if error is not None:
@@ -478,6 +587,7 @@ class Process(asyncio.Protocol):
             self._loading.set_result(value)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._link_closed.set()
         if self.alive and self._exit_task is None and not self._is_program:  # its end is usually seen a moment later
             self._loop.call_later(LINK_SECONDS_MAX, self._unlinked)
 
@@ -489,6 +599,7 @@ class Process(asyncio.Protocol):
         log.warning("pid %d broke its link: %s", self.pid, error)
         self.owner.line("log", f"error the kernel ended this process: it broke its link ({error})")
         self._loaded(None, error)
+        self._answered(self._asked_id, b"", error)
         self.kill()
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -529,18 +640,32 @@ class Process(asyncio.Protocol):
         finally:
             os.close(self.child.pidfd)
             self.child.pidfd = -1
-        error = ServiceError(f"the service {ending} before it answered{self.owner.why(self)}")
-        for future in self.pending.values():
-            if future is not None and not future.done():
-                future.set_exception(error)
-        self.pending.clear()
-        self.calls_pending = 0
+        await self._last_frames()
+        self._fail_pending(ServiceError(f"the service {ending} before it answered{self.owner.why(self)}"))
         for post in self._posts:
             post.cancel()
         self._loaded(None, _EndedEarlyError(ending))
+        self._answered(self._asked_id, b"", _EndedEarlyError(ending))
         self.exited.set_result(ending)
         self.owner.ended(self, ending)
         await self._close_io()
+
+    async def _last_frames(self) -> None:
+        """Take what it said before it ended off the link: answers, and its last checkpoint."""
+        if self._transport is None:
+            return
+        try:
+            await asyncio.wait_for(self._link_closed.wait(), OUTPUT_SECONDS_MAX)
+        except TimeoutError:  # something that it started holds the link open
+            return
+
+    def _fail_pending(self, error: ServiceError) -> None:
+        spared = set(list(self.kept)[1:]) if self.kept else set()
+        for message_id, future in self.pending.items():
+            if future is not None and not future.done() and message_id not in spared:
+                future.set_exception(error)
+        self.pending.clear()
+        self.calls_pending = 0
 
     async def _close_io(self) -> None:
         """Read what it said last, then let its descriptors go."""
@@ -560,7 +685,8 @@ class _EndedEarlyError(Exception):
         self.ending = ending
 
 
-def _deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None) -> DeployFailed:
+def deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None) -> DeployFailed:
+    """The error of a source that did not become a running service; always with a diagnostic."""
     shown = diagnostics or [{"line": 0, "column": 0, "message": message, "text": ""}]
     return DeployFailed(message, details={"diagnostics": shown})
 

@@ -36,12 +36,13 @@ class Rooms:
         start: where among them to begin, so that two kernels of one host rarely meet.
 
     Attributes:
+        root: that folder.
         gives_uids: whether user ids are given out; known once the zygote has tried its sandbox.
     """
 
     def __init__(self, root: Path, uids: range, start: int = 0) -> None:
         self.gives_uids = False
-        self._root = root
+        self.root = root
         self._old = root.with_name(f"{root.name}.old")
         self._uids = uids
         self._next = start % len(uids) if uids else 0
@@ -55,9 +56,9 @@ class Rooms:
         """
         self._old.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            self._root.rename(self._old / str(time.time_ns()))
-        self._root.mkdir(mode=0o711)
-        self._root.chmod(0o711)  # whatever the umask
+            self.root.rename(self._old / str(time.time_ns()))
+        self.root.mkdir(mode=0o711)
+        self.root.chmod(0o711)  # whatever the umask
 
     def take(self, tenant: str, service_id: str) -> Room:
         """A fresh one each time, so that a service that is still ending never shares it with its successor.
@@ -66,7 +67,7 @@ class Rooms:
             StoreUnavailable: the disk is full. InternalError: the directory can't be made, or all user ids are taken.
         """
         self._made += 1
-        path = self._root / f"{tenant}.{service_id}.{self._made}"[-200:]
+        path = self.root / f"{tenant}.{service_id}.{self._made}"[-200:]
         uid = self.take_uid()
         try:
             path.mkdir(mode=0o700)
@@ -113,7 +114,7 @@ class Rooms:
 
     def remove(self) -> None:
         """Remove the root and all that is in it."""
-        remove_tree(self._root)
+        remove_tree(self.root)
         self.tidy()
 
 

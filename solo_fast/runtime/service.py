@@ -7,10 +7,10 @@ import hashlib
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from solo_fast.domain.errors import (
@@ -27,11 +27,23 @@ from solo_fast.domain.messages import Circuit, Figures, LimitAction, Network, Se
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.breaker import BreakerSettings, CircuitBreaker
+from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.external import Program
+from solo_fast.runtime.frames import RESTORE, Kind
+from solo_fast.runtime.keepsake import Keepsake
 from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.lograte import LogRate
-from solo_fast.runtime.process import UNSENT_BYTES_MAX, Description, Ending, Owner, Process, Source
+from solo_fast.runtime.mailbox import Mailbox, Message
+from solo_fast.runtime.process import (
+    UNSENT_BYTES_MAX,
+    Description,
+    Ending,
+    Owner,
+    Process,
+    Source,
+    deploy_failed,
+)
 from solo_fast.runtime.rooms import Room
 from solo_fast.runtime.violation import Refusals, explanation
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
@@ -126,8 +138,29 @@ class Spec:
         return Program(asked.argv, asked.env, asked.port, asked.socket)
 
 
+@dataclass(slots=True)
+class Probation:
+    """The time in which a swap can be taken back.
+
+    Attributes:
+        former: the version before it; persist: whether that one kept its state; examination: its check's findings.
+        state: of the moment of the swap; what happened since is lost if it is taken back.
+        cause: the event of the swap.
+        end: of the time; None while the swap is not on record yet.
+    """
+
+    former: Spec
+    persist: bool
+    examination: Examination
+    state: Keepsake
+    cause: Event
+    end: asyncio.TimerHandle | None = None
+
+
 class House(Protocol):
     """What a service needs of the room that it lives in: the supervisor."""
+
+    checkpoints: CheckpointStore
 
     @property
     def limiter(self) -> Limiter: ...
@@ -154,9 +187,10 @@ class Service(Owner):
         restarts: how often its process was replaced after a crash.
         requests_pending: what it has asked of the kernel and is not answered yet.
         replacing: its successor is coming up.
+        beside: processes that load or stand by to take the place of the present one, and those that end.
         examination: what the static check of its source found.
-        breaker: its circuit, which calls pass; a new deploy has a new one.
-        violation: for which limit its newest process was killed.
+        breaker: its circuit, which calls pass; a new version has a new one.
+        violation: for which limit the newest process that did not come up was killed.
         log_rate, refusals, disk_bytes: what the limiter keeps of it from one process to the next.
     """
 
@@ -179,8 +213,12 @@ class Service(Owner):
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self._process: Process | None = None
-        self._waiting: deque[asyncio.Future[None]] = deque()  # messages that came while it restarts
+        self.beside: set[Process] = set()
+        self._mailbox = Mailbox()  # of what came while no process may take it
         self._restarting: asyncio.Task[None] | None = None
+        self._probation: Probation | None = None
+        self._carried: bytes | None = None  # the state to go on from, once, in place of the checkpoint
+        self._keeps_state = True
         self._ended = False
         self._end_reason = ""
 
@@ -205,14 +243,19 @@ class Service(Owner):
 
     @property
     def alive(self) -> bool:
-        return self.state == "running"
+        return self.state == "running" or self.state == "swapping"
+
+    @property
+    def ended_for_good(self) -> bool:
+        return self._ended
 
     # -- coming up -----------------------------------------------------------------------------------------------
 
-    async def start(self, patience: int = 1) -> Description:
+    async def start(self, *, restore: bool = False, patience: int = 1) -> Description:
         """Bring a process up.
 
         Args:
+            restore: go on from the state that a former process of this version left.
             patience: how many times its startup timeout it may take.
 
         Raises:
@@ -220,7 +263,26 @@ class Service(Owner):
             InternalError: no process could be made.
         """
         spec = self.spec
-        code = self.house.code_for(spec.tenant, self._digest)
+        state = self._carried or b""
+        if restore and self._carried is None:
+            state = await self.house.checkpoints.newest(spec.tenant, spec.service_id)
+        process, described = await self.launch(spec, self, RESTORE if state else "", state, patience)
+        self._carried = None
+        self._install(process, described)
+        return described
+
+    async def launch(
+        self, spec: Spec, owner: Owner, hand_over: str = "", state: bytes = b"", patience: int = 1
+    ) -> tuple[Process, Description]:
+        """A process of `spec` that has come up, and is not in its place yet: it is among those `beside` the present.
+
+        Args:
+            hand_over: what it does with a state: a word of runtime/frames.py, or nothing.
+
+        Raises:
+            DeployFailed, ShuttingDown, InternalError: as `start`.
+        """
+        code = self.house.code_for(spec.tenant, hashlib.sha256(spec.text).digest())
         closed_ports = () if spec.limits.network == "none" else await self.house.own_ports()
         source = Source(
             spec.tenant,
@@ -231,35 +293,209 @@ class Service(Owner):
             spec.bounds(closed_ports),
             code,
             spec.program,
+            hand_over,
+            state,
         )
-        process = await self.house.new_process(source, self)
-        self._process = process
+        process = await self.house.new_process(source, owner)
+        self.beside.add(process)
         self.violation = None
         try:
-            await self.house.limiter.confine(self, process)
+            await self.house.limiter.confine(self, process, spec.limits)
             if self._ended:
                 raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
-            self.described = await process.load(source, self, patience * spec.limits.startup_timeout_ms / 1000)
+            described = await process.load(source, owner, patience * spec.limits.startup_timeout_ms / 1000)
+            if process.exited.done():
+                raise deploy_failed(f"the process {process.exited.result()} as soon as it had come up")
         except BaseException:
-            process.stopping = True
-            process.kill()
+            self.violation = process.violation
+            self.drop(process)
             raise
         finally:
             self.house.refill()
+        return process, described
+
+    def drop(self, process: Process) -> None:
+        """End a process that was to take the present one's place."""
+        process.stopping = True
+        process.kill()
+        self._until_exit(process)
+
+    def _until_exit(self, process: Process) -> None:
+        """Count a process among those beside, until it is gone: its room is not free before."""
+        if not process.exited.done():
+            self.beside.add(process)
+            process.exited.add_done_callback(lambda _: self.beside.discard(process))
+        else:
+            self.beside.discard(process)
+
+    async def retire(self, former: Process, grace_s: float, successor: Process) -> None:
+        """End the process before the present one; the main() of the present one begins then."""
+        self._until_exit(former)
+        await former.stop("swapped", grace_s)
+        successor.tell(Kind.GO)
+
+    def _install(self, process: Process, described: Description) -> None:
+        process.owner = self
+        self.beside.discard(process)
+        self._process, self.described = process, described
         self._become("running")
-        return self.described
 
     def _become(self, state: ServiceState) -> None:
         self.state = state
         self.updated_at = datetime.now(UTC)
-        if state == "running" or state == "gave_up":
-            self._wake_waiting()
+        if state == "running":
+            self._release()
+        elif state == "gave_up":
+            self._mailbox.fail(self._gave_up)
 
-    def _wake_waiting(self) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+    def _release(self) -> None:
+        """Send what has waited, in order and before anything else."""
+        assert self._process is not None
+        for message in self._mailbox.take():
+            if message.abandoned:
+                continue
+            if not self._knows(message.method):
+                message.fail(self._unknown(message.method))
+                continue
+            self._process.send(message)
+            message.sent_to = self._process
+            if message.kind == Kind.CAST and message.future is not None:
+                message.future.set_result(b"")
+
+    # -- hot swap (runtime/swap.py) --------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Keep messages that come from now on, until `switch` or `go_on`."""
+        self.state = "swapping"
+
+    def go_on(self) -> None:
+        """The swap is off: the process that is there goes on."""
+        if self.state == "swapping" and not self._ended:
+            self._become("running")
+
+    def switch(
+        self, spec: Spec, process: Process, described: Description, *, probation: Probation | None = None
+    ) -> None:
+        """From now on, this process of this version is the service; what has waited goes to it."""
+        self._end_probation()
+        if self._process is not None:
+            self._until_exit(self._process)
+        self._adopt(spec)
+        if probation is not None and not described.concurrent:
+            process.keep_messages()
+        self._probation = probation
+        self._install(process, described)
+
+    def _adopt(self, spec: Spec) -> None:
+        limits, former = spec.limits, self.spec.limits
+        self.spec = spec
+        self._digest = hashlib.sha256(spec.text).digest()
+        self._intensity = RestartIntensity(limits.max_restarts, limits.max_seconds)
+        self._new_circuit()
+        if (limits.log_lines_per_second, limits.log_burst) != (former.log_lines_per_second, former.log_burst):
+            self.log_rate = LogRate(limits.log_lines_per_second, limits.log_burst)
+
+    async def halt(self) -> None:
+        """Stop the process for good, so that another can start in its place; messages are held, the state is kept."""
+        self._end_probation()
+        await self._stop_restarting()
+        self.hold()
+        if self._process is not None and not self._process.exited.done():
+            await self._process.stop("replaced", self.spec.limits.shutdown_timeout_ms / 1000)
+        await self.house.checkpoints.flush(self.spec.tenant, self.spec.service_id)
+
+    async def restarted(self) -> None:
+        """Let a restart, or the way back from a swap, come to its end; for as long as a start may take."""
+        if self._restarting is not None:
+            await asyncio.wait([self._restarting], timeout=self.spec.limits.startup_timeout_ms / 1000)
+
+    async def start_again(self, state: ServiceState, cause: Event) -> None:
+        """After `halt`, when nothing came in its place: become what it was."""
+        if self._ended:
+            return
+        if state == "gave_up":
+            self._become("gave_up")
+            return
+        try:
+            await self.start(restore=True)
+        except SoloError:
+            self._restart_or_give_up(cause)
+
+    def watch(self, probation: Probation, window_s: float, folder: Path) -> None:
+        """Have a probation end after `window_s` seconds; a large state waits in `folder` until then."""
+        if self._probation is not probation:
+            return  # it is being taken back already
+        if window_s <= 0:
+            self._end_probation()
+            return
+        loop = asyncio.get_running_loop()
+        probation.end = loop.call_later(window_s, self._end_probation)
+        self._putting_away = loop.create_task(probation.state.away(folder))
+
+    def _end_probation(self) -> None:
+        """The new version is settled: there is no way back but another swap."""
+        if self._probation is not None:
+            if self._probation.end is not None:
+                self._probation.end.cancel()
+            self._probation.state.drop()
+            self._probation = None
+            if self._process is not None:
+                self._process.kept = None
+
+    def regret(self, reason: str, cause: Event | None = None) -> bool:
+        """Take a fresh swap back, if it still can be: code and state of the moment of the swap return.
+
+        Args:
+            reason: what the new version did, for the event: "it was ended by SIGKILL".
+            cause: the event that tells of it.
+
+        Returns:
+            whether it is being taken back. Where it is not, the version is settled, and is dealt with as any other.
+        """
+        probation, self._probation = self._probation, None
+        if probation is None or self._ended:
+            return False
+        if probation.end is not None:
+            probation.end.cancel()
+        bad, former = self.spec.version.number, probation.former
+        again = replace(former.version, number=bad + 1, deployed_ms=time.time_ns() // 1_000_000, origin="rollback")
+        self._adopt(replace(former, version=again))
+        self.examination = probation.examination
+        self._become("restarting")
+        self._restarting = asyncio.get_running_loop().create_task(self._roll_back(probation, bad, reason, cause))
+        return True
+
+    async def _roll_back(self, probation: Probation, bad: int, reason: str, cause: Event | None) -> None:
+        began = time.monotonic()
+        process = self._process
+        assert process is not None
+        process.stopping = True
+        process.kill()
+        await asyncio.shield(process.exited)
+        self._mailbox.put_first(process.unbegun())
+        self._carried = state = await probation.state.take()
+        failure: SoloError | None = None
+        try:
+            await self.start(restore=True)
+        except SoloError as error:
+            failure = error
+        payload = {
+            "version": self.spec.version.number,
+            "from_version": bad,
+            "to_version": probation.former.version.number,
+            "reason": reason,
+            "pid": self.pid,
+            "pause_ms": round((time.monotonic() - began) * 1000, 3),
+        }
+        rolled_back = self._event("hot_swap_rolled_back", payload, cause or probation.cause)
+        checkpoints, key = self.house.checkpoints, (self.spec.tenant, self.spec.service_id)
+        kept = checkpoints.put(*key, state) if probation.persist else checkpoints.forget(*key)
+        self.house.note(rolled_back, changes=[self.wanted(), *kept])
+        self._restarting = None
+        if failure is not None:
+            crash = self._did_not_start(failure, rolled_back)
+            self.house.note(crash)
+            self._restart_or_give_up(crash)
 
     # -- what its process tells (Owner) --------------------------------------------------------------------------
 
@@ -292,23 +528,38 @@ class Service(Owner):
         await self.log_rate.rested()
         await self.house.logs_drained()
 
+    def checkpoint(self, process: Process, state: bytes) -> None:
+        persists = self.described is not None and self.described.persist
+        if process is self._process and persists and self._keeps_state:
+            self.house.checkpoints.save(self.spec.tenant, self.spec.service_id, state)
+
     def why(self, process: Process) -> str:
         self.house.limiter.conclude(process)
-        return explanation(self.violation) if self.violation is not None and process is self._process else ""
+        return explanation(process.violation) if process.violation is not None else ""
 
     def ended(self, process: Process, ending: Ending) -> None:
-        if process is not self._process or process.stopping or self._ended or self.state == "starting":
-            return
-        if self.state == "restarting":
-            return  # it did not come up: _restart hears of it as a DeployFailed
-        self._crashed(ending)
+        if process is self._process and self.alive and not process.stopping and not self._ended:
+            self._crashed(process, ending)
+        elif process is not self._process or self._restarting is None:  # else it is being taken back
+            self._fail_unbegun(process)
+
+    def _fail_unbegun(self, process: Process) -> None:
+        for message in process.unbegun():
+            message.fail(ServiceError(f"{self.spec.service_id} ended before it handled this"))
+
+    def forget_state(self) -> None:
+        """Take no checkpoint of its any more."""
+        self._keeps_state = False
 
     # -- crash and restart ---------------------------------------------------------------------------------------
 
-    def _crashed(self, ending: Ending) -> None:
+    def _crashed(self, process: Process, ending: Ending) -> None:
         figures: dict[str, Any] = {"exit_code": ending.exit_code, "signal": ending.signal, "restarts": self.restarts}
-        crash = self._event("service_crashed", figures, self.violation)
+        crash = self._event("service_crashed", figures, process.violation)
         self.house.note(crash)
+        if self.regret(f"it {ending}", crash):
+            return
+        self._fail_unbegun(process)
         self._restart_or_give_up(crash)
 
     def _restart_or_give_up(self, cause: Event) -> None:
@@ -326,12 +577,10 @@ class Service(Owner):
         if delay_s:
             await asyncio.sleep(delay_s)
         try:
-            await self.start()
+            await self.start(restore=True)
         except SoloError as error:
             self._restarting = None
-            diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
-            payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
-            crash = self._event("service_crashed", payload, self.violation or cause)
+            crash = self._did_not_start(error, cause)
             self.house.note(crash)
             self._restart_or_give_up(crash)
             return
@@ -340,6 +589,11 @@ class Service(Owner):
         payload = {"restarts": self.restarts, "delay_ms": round(delay_s * 1000), "pid": self.pid}
         counted = NoteRestarts(self.spec.tenant, self.spec.service_id, self.restarts)
         self.house.note(self._event("service_restarted", payload, cause), changes=[counted])
+
+    def _did_not_start(self, error: SoloError, cause: Event) -> Event:
+        diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
+        payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
+        return self._event("service_crashed", payload, self.violation or cause)
 
     def _event(self, event_type: str, payload: dict[str, Any], cause: Event | None = None) -> Event:
         return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
@@ -352,7 +606,7 @@ class Service(Owner):
             return True
         self._restarting = asyncio.current_task()
         try:
-            described = await self.start(patience)
+            described = await self.start(restore=True, patience=patience)
         except SoloError as error:
             payload = {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:RECENT_EVENTS]}
             failed = self._event("service_recovery_failed", payload, cause)
@@ -369,7 +623,7 @@ class Service(Owner):
 
     @property
     def mailbox_length(self) -> int:
-        return (len(self._process.pending) if self._process else 0) + len(self._waiting)
+        return (len(self._process.pending) if self._process else 0) + len(self._mailbox)
 
     @property
     def busy(self) -> bool:
@@ -387,32 +641,38 @@ class Service(Owner):
         """
         breaker = self.breaker
         ticket = self._pass_circuit() if breaker.watching else breaker.generation
-        process = None
+        sent_to: Process | None = None
+        held: Message | None = None
         try:
-            loop = asyncio.get_running_loop()
-            if self.state != "running":
-                deadline = loop.time() + timeout_s
-                await self._until_running(timeout_s)
-                timeout_s = max(0.0, deadline - loop.time())
-            process = self._admit(method)
-            if process.calls_pending >= self.spec.limits.max_in_flight:
-                self.refusals.refused("calls_in_flight", process.calls_pending, self.spec.limits.max_in_flight)
-                raise TenantOverloaded(
-                    f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
-                    retry_after_ms=100,
-                )
-            future = process.send_call(method, arguments)
-            timer = loop.call_later(timeout_s, self._expire, future, method, timeout_s)
+            if self.state == "running":
+                sent_to = self._room_for_call(method)
+                future = sent_to.send_call(method, arguments)
+            else:
+                held, future = self._hold(Kind.CALL, method, arguments)
+            timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, future, method, timeout_s)
             try:
                 result = await future
             finally:
                 timer.cancel()
+                if held is not None:
+                    self._mailbox.discard(future)
+                    sent_to = held.sent_to
         except BaseException as error:
-            self._call_failed(ticket, process, error)
+            self._call_failed(breaker, ticket, sent_to, error)
             raise
         if breaker.watching:
             breaker.succeeded(ticket)
         return result
+
+    def _room_for_call(self, method: str) -> Process:
+        process = self._admit(method)
+        if process.calls_pending >= self.spec.limits.max_in_flight:
+            self.refusals.refused("calls_in_flight", process.calls_pending, self.spec.limits.max_in_flight)
+            raise TenantOverloaded(
+                f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
+                retry_after_ms=100,
+            )
+        return process
 
     def _pass_circuit(self) -> int:
         """A ticket of the circuit breaker.
@@ -433,15 +693,16 @@ class Service(Owner):
             retry_after_ms=left_ms or PROBING_RETRY_MS,
         )
 
-    def _call_failed(self, ticket: int, process: Process | None, error: BaseException) -> None:
+    @staticmethod
+    def _call_failed(breaker: CircuitBreaker, ticket: int, process: Process | None, error: BaseException) -> None:
         """Tell the breaker: what its code raised, its death and its silence are the service's failures.
 
         A crash counts once, however many calls it took along: one that is over by a restart is no reason to close down.
         """
         if process is not None and isinstance(error, ServiceError | DeadlineExceeded):
-            self.breaker.failed(ticket, incident=process.pid if process.exited.done() else 0)
+            breaker.failed(ticket, incident=process.pid if process.exited.done() else 0)
         else:
-            self.breaker.released(ticket)
+            breaker.released(ticket)
 
     def _circuit_changed(self, circuit: Circuit, figures: dict[str, Any]) -> None:
         event_type = "circuit_opened" if circuit == "open" else f"circuit_{circuit}"
@@ -449,14 +710,26 @@ class Service(Owner):
         self._circuit_event = None if circuit == "closed" else event
         self.house.note(event)
 
-    def _expire(self, future: asyncio.Future[bytes], method: str, timeout_s: float) -> None:
-        if not future.done():
-            future.set_exception(self._late(method, timeout_s))
+    def _new_circuit(self) -> None:
+        """A new version has a new one, and one that opens soon takes the version back."""
+        self.breaker = CircuitBreaker(self.spec.limits.breaker, time.monotonic, self._circuit_changed)
+        self.breaker.on_open = self._circuit_opened
+        self._circuit_event = None
 
-    def _late(self, method: str, timeout_s: float) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"{self.spec.service_id}.{method} did not answer within {timeout_s * 1000:.0f} ms; it may still run"
-        )
+    def _circuit_opened(self) -> None:
+        self.regret("its circuit opened", self._circuit_event)
+
+    def _expire(self, future: asyncio.Future[bytes], method: str, timeout_s: float) -> None:
+        if future.done():
+            return
+        if self._mailbox.discard(future):
+            future.set_exception(self._not_up(timeout_s))
+        else:
+            future.set_exception(
+                DeadlineExceeded(
+                    f"{self.spec.service_id}.{method} did not answer within {timeout_s * 1000:.0f} ms; it may still run"
+                )
+            )
 
     async def cast(self, method: str, arguments: bytes) -> None:
         """Put a message into the mailbox.
@@ -464,18 +737,23 @@ class Service(Owner):
         Raises:
             NotFound, TenantOverloaded, ServiceError: as `call`, for what can be known before it is handled.
         """
-        if self.state != "running":
-            await self._until_running(self.spec.limits.startup_timeout_ms / 1000)
-        self._admit(method).send_cast(method, arguments)
+        if self.state == "running":
+            self._admit(method).send_cast(method, arguments)
+            return
+        timeout_s = self.spec.limits.startup_timeout_ms / 1000
+        _, future = self._hold(Kind.CAST, method, arguments)
+        try:
+            await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            raise self._not_up(timeout_s) from None
+        finally:
+            self._mailbox.discard(future)
 
     def _admit(self, method: str) -> Process:
         assert self._process is not None
         assert self.described is not None
-        if method not in self.described.methods and not self.described.any_method:
-            if self.described.kind == "external":
-                raise NotFound(f"{self.spec.service_id} was deployed without a port or socket, so it can't be called")
-            known = ", ".join(sorted(self.described.methods)) or "none"
-            raise NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
+        if not self._knows(method):
+            raise self._unknown(method)
         if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
             unsent = {"unsent_bytes": self._process.unsent_bytes}
             self.refusals.refused("mailbox", self.mailbox_length, self.spec.limits.mailbox_limit, **unsent)
@@ -485,32 +763,43 @@ class Service(Owner):
             )
         return self._process
 
-    async def _until_running(self, timeout_s: float) -> None:
-        """Wait, in the mailbox, for the restart that is under way."""
+    def _knows(self, method: str) -> bool:
+        return self.described is not None and (method in self.described.methods or self.described.any_method)
+
+    def _unknown(self, method: str) -> NotFound:
+        if self.described is not None and self.described.kind == "external":
+            return NotFound(f"{self.spec.service_id} was deployed without a port or socket, so it can't be called")
+        known = ", ".join(sorted(self.described.methods if self.described else ())) or "none"
+        return NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
+
+    def _hold(self, kind: int, method: str, arguments: bytes) -> tuple[Message, asyncio.Future[bytes]]:
+        """Keep a message until a process can take it: for the restart or the swap that is under way."""
+        if self._ended:
+            raise self.gone()
         if self.state == "gave_up":
             raise self._gave_up()
-        if len(self._waiting) >= self.spec.limits.mailbox_limit:
-            self.refusals.refused("mailbox", len(self._waiting), self.spec.limits.mailbox_limit)
+        waiting = len(self._mailbox)
+        full = waiting >= self.spec.limits.mailbox_limit
+        if full or self._mailbox.argument_bytes > UNSENT_BYTES_MAX:
+            self.refusals.refused("mailbox", waiting, self.spec.limits.mailbox_limit)
             raise TenantOverloaded(
-                f"the mailbox of {self.spec.service_id} is full while it restarts", retry_after_ms=500
+                f"the mailbox of {self.spec.service_id} is full while it is {self.state}", retry_after_ms=500
             )
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        try:
-            await asyncio.wait_for(waiter, timeout_s)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"{self.spec.service_id} is {self.state} and did not come up within {timeout_s * 1000:.0f} ms"
-            ) from None
-        finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        message = Message(kind, method, arguments, future)
+        self._mailbox.put(message)
+        return message, future
+
+    def _not_up(self, timeout_s: float) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{self.spec.service_id} is {self.state} and did not come up within {timeout_s * 1000:.0f} ms"
+        )
+
+    def gone(self) -> SoloError:
+        """What a caller is told of a service that was ended for good."""
         if self._end_reason == "shutdown":
-            raise ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
-        if self._ended:
-            raise NotFound(f"{self.spec.service_id} was killed")
-        if self.state != "running":
-            raise self._gave_up()
+            return ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
+        return NotFound(f"{self.spec.service_id} was killed")
 
     def _gave_up(self) -> ServiceError:
         limits = self.spec.limits
@@ -542,14 +831,31 @@ class Service(Owner):
         """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once."""
         self._ended = True
         self._end_reason = reason
+        self._keeps_state = reason == "shutdown"
+        await self._stop_restarting()
+        self._end_probation()
+        self._mailbox.fail(self.gone)
+        for process in list(self.beside):
+            if grace_s <= 0 or not process.stopping:
+                self.drop(process)
+        if self._process is not None:
+            self._fail_unbegun(self._process)
+            await self._end_process(self._process, reason, grace_s)
+        if self.beside:
+            await asyncio.wait([process.exited for process in self.beside])
+        if self._keeps_state:
+            await self.house.checkpoints.flush(self.spec.tenant, self.spec.service_id)
+
+    async def _stop_restarting(self) -> None:
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.wait([self._restarting])
-        self._wake_waiting()
-        process = self._process
-        if process is None or process.exited.done():
+            self._restarting = None
+
+    async def _end_process(self, process: Process, reason: str, grace_s: float) -> None:
+        if process.exited.done():
             return
-        if grace_s <= 0 or self.state != "running":
+        if grace_s <= 0 or not self.alive:
             process.stopping = True
             process.kill()
             await asyncio.shield(process.exited)

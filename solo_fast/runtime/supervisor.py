@@ -17,12 +17,15 @@ from solo_fast.domain.ids import check_id
 from solo_fast.domain.layers import LayerReport
 from solo_fast.domain.messages import CodeCheck, Format, Stream
 from solo_fast.runtime.checkers import Checkers
+from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.draining import end_all
+from solo_fast.runtime.gauge import Inherited
 from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.rooms import Room, Rooms
 from solo_fast.runtime.service import Limits, Service, Spec
+from solo_fast.runtime.swap import Swaps
 from solo_fast.runtime.zygote_client import ZygoteClient
 from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version
 from solo_fast.store.eventstore import EventStore
@@ -92,8 +95,11 @@ class Supervisor:
         self._zygote = zygote
         self._pool = WarmPool(zygote, link_limits, warm_pool, limiter.enclose)
         self._rooms = rooms
+        self.scratch = rooms.root
+        self.checkpoints = CheckpointStore(store)
+        self.swaps = Swaps(self, store)
         self._handle_request = handle_request
-        self._checkers = Checkers(self._pool, self._rooms)
+        self.checkers = Checkers(self._pool, self._rooms)
         self._codes = CodeCache(CODE_BYTES_MAX)
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
@@ -105,9 +111,10 @@ class Supervisor:
     def start(self) -> None:
         """Fill the pool; the zygote is ready."""
         self._rooms.gives_uids = self._zygote.layers["uid"].holds
+        Inherited.of(self._zygote.pid)
         self.limiter.start()
         self._pool.refill()
-        self._checkers.begin()
+        self.checkers.begin()
 
     @property
     def layers(self) -> dict[str, LayerReport]:
@@ -116,7 +123,7 @@ class Supervisor:
 
     def tidy(self) -> None:
         """Remove what a killed kernel has left, in the background: a thousand directories take half a second."""
-        self._in_background(asyncio.to_thread(self._rooms.tidy))
+        self.in_background(asyncio.to_thread(self._rooms.tidy))
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
 
@@ -147,7 +154,7 @@ class Supervisor:
             TenantOverloaded: the tenant has its limit of services. StoreUnavailable: it could not be put on disk, and
             nothing is left of it; a former one still serves.
         """
-        self._check_open()
+        self.check_open()
         self._store.check_writable()  # before its code runs
         former: Service | None = self.services.get(tenant, service_id)
         if former is not None and (former.state == "starting" or former.replacing):
@@ -181,7 +188,8 @@ class Supervisor:
             await self._take_over(former, service)
         return service
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises ShuttingDown where the time of deploys is over."""
         if self._closing:
             raise ShuttingDown("the kernel is shutting down; deploy it when it is back", retry_after_ms=1000)
 
@@ -189,7 +197,11 @@ class Supervisor:
         spec = service.spec
         await self._check_still_there(service, former)
         self.services.put(spec.tenant, spec.service_id, service)
-        self._in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
+        former.forget_state()
+        late = self.checkpoints.forget(spec.tenant, spec.service_id)  # one that came after the commit
+        if late:
+            self.note(changes=late)
+        self.in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
 
     async def _check_still_there(self, service: Service, former: Service) -> None:
         spec = service.spec
@@ -202,9 +214,9 @@ class Supervisor:
         spec, replaced = service.spec, former is not None
         self._coming_up.add(service)
         try:
-            described = await self._checkers.start(service, code_check)
+            described = await self.checkers.start(service, code_check)
         except DeployFailed as error:
-            self._check_open()
+            self.check_open()
             failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
             await self._store.keep(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
@@ -212,7 +224,7 @@ class Supervisor:
             self._coming_up.discard(service)
         if self._closing:
             await service.end("shutdown", 0)
-            self._check_open()
+            self.check_open()
         deployed = {
             "version": spec.version.number,
             "kind": described.kind,
@@ -226,7 +238,8 @@ class Supervisor:
         if former is not None:  # what a kill has put into the store by now must not be followed by this
             await self._check_still_there(service, former)
         try:
-            await self._store.record(cause, started, changes=[service.wanted()])
+            afresh = self.checkpoints.forget(spec.tenant, spec.service_id)
+            await self._store.record(cause, started, changes=[service.wanted(), *afresh])
         except BaseException:
             await service.end("killed", 0)
             raise
@@ -255,9 +268,10 @@ class Supervisor:
         grace_s = service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s
         grace_s = 0.0 if force else grace_s
         self.services.remove(tenant, service_id)
-        self._in_background(self._end(service, grace_s))
+        self.in_background(self._end(service, grace_s))
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
         killed = Event.new(tenant, "service_killed", service_id, payload)
+        self.checkpoints.killed(tenant, service_id)
         durable = await self._store.keep(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
         return grace_s, durable
 
@@ -296,7 +310,7 @@ class Supervisor:
 
     async def check(self, filename: str, text: bytes) -> dict[str, Any]:
         """Compile source and report its methods and findings, in a process that runs nothing of it."""
-        return await self._checkers.report(filename, text)
+        return await self.checkers.report(filename, text)
 
     # -- the house of its services -------------------------------------------------------------------------------
 
@@ -349,11 +363,11 @@ class Supervisor:
         task.add_done_callback(self._requests.discard)
 
     def _release(self, room: Room) -> None:
-        self._in_background(asyncio.to_thread(self._rooms.release, room))
+        self.in_background(asyncio.to_thread(self._rooms.release, room))
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
@@ -362,9 +376,10 @@ class Supervisor:
         """SIGKILL to every process, for a shutdown that can't wait."""
         self._hurried = True
         for service in self.services.all():
-            if service.process is not None:
-                service.process.stopping = True
-                service.process.kill()
+            for process in (service.process, *service.beside):
+                if process is not None:
+                    process.stopping = True
+                    process.kill()
 
     async def close(self, grace_s: float | None) -> None:
         """Let calls in flight finish, then end every service and the pool.
@@ -376,9 +391,10 @@ class Supervisor:
         await end_all([*{*self.services.all(), *self._coming_up}], grace_s, lambda: self._hurried)
         for request in list(self._requests):
             request.cancel()
-        await self._checkers.close()
+        await self.checkers.close()
         await self._pool.close()
         while self._endings:
             await asyncio.wait(self._endings)
+        await self.checkpoints.close()
         await self.limiter.close()
         await asyncio.to_thread(self._rooms.remove)

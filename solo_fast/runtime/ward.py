@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from solo_fast.runtime.brake import DutyCycle
     from solo_fast.runtime.cgroup import Group
     from solo_fast.runtime.process import Process
-    from solo_fast.runtime.service import Service
+    from solo_fast.runtime.service import Limits, Service
 
 
 class Ward:
@@ -27,10 +27,10 @@ class Ward:
         ended: it is gone, or has been killed for a limit.
     """
 
-    def __init__(self, service: Service, process: Process, group: Group | None, now: float) -> None:
+    def __init__(self, service: Service, process: Process, limits: Limits, group: Group | None, now: float) -> None:
         self.service = service
         self.process = process
-        self.limits = service.spec.limits
+        self.limits = limits
         self.group = group
         self.gauge = Gauge(process.pid, group)
         self.leader_ns, self.sampled_at = 0, now

@@ -73,7 +73,7 @@ def main(control_fd: int, lifeline_fd: int) -> None:
 
         binary.complete()
     for _ in range(REHEARSALS):
-        child.rehearse()
+        child.rehearse(hand_over=True)
     sandbox.name_process(b"solo-zygote")
     _prepare_sandbox(control_fd, lifeline_fd)
     gc.collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -203,7 +204,8 @@ class ZygoteClient:
     def _forked(self, number: int, child: Child) -> None:
         future = self._forks.pop(number, None)
         if future is None or future.done():  # whoever asked is gone
-            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # and it may be too
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
             os.close(child.pidfd)
             return
         self._statuses[child.pid] = asyncio.get_running_loop().create_future()

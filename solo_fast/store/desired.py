@@ -157,6 +157,19 @@ class PutCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveCheckpoint:
+    """A service's state is to be forgotten: another version runs, which does not persist or starts afresh."""
+
+    tenant: str
+    service_id: str
+
+    def apply(self, connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "DELETE FROM checkpoints WHERE tenant = ? AND service_id = ?", (self.tenant, self.service_id)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PutRegistration:
     """A registration stands, or was renewed."""
 
@@ -238,6 +251,11 @@ def checkpoint_of(connection: sqlite3.Connection, tenant: str, service_id: str) 
         "SELECT state FROM checkpoints WHERE tenant = ? AND service_id = ?", (tenant, service_id)
     ).fetchone()
     return row[0] if row else None
+
+
+def checkpoint_keys(connection: sqlite3.Connection) -> set[tuple[str, str]]:
+    """Tenant and id of every service that has a checkpoint."""
+    return set(connection.execute("SELECT tenant, service_id FROM checkpoints"))
 
 
 def all_registrations(connection: sqlite3.Connection) -> list[RegistrationRow]:

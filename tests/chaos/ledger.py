@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from solo_fast.store.writer import GENESIS, chained
+from solo_fast.store.chain import GENESIS, chained
 
 COLUMNS = "id, timestamp_ms, monotonic_ns, tenant, event_type, subject, CAST(payload AS BLOB), causation_id, hash"
 

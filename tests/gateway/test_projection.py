@@ -43,6 +43,8 @@ APART = {
     "status": {"metadata"},
     "kill": {"error"},
     "register": {"error"},
+    "swap": {"error", "diagnostics"},
+    "rollback": {"error", "diagnostics"},
 }
 
 

@@ -131,6 +131,19 @@ def test_a_program_on_a_port(server: Server) -> None:
     assert server.call("ported", "x")["path"] == "/x"
 
 
+@pytest.mark.parametrize("sandbox", ["on", "off"])
+def test_a_port_that_somebody_else_listens_on_is_not_called(tmp_path: Path, sandbox: str) -> None:
+    """Neither one of this host's, nor Solo's own: the kernel would speak to it on the tenant's behalf."""
+    limits = {"network": "loopback", "startup_timeout_ms": 300}
+    with Server(tmp_path, SOLO_SECURITY_SANDBOX=sandbox) as own, socket.socket() as outside:
+        outside.bind(("127.0.0.1", 0))
+        outside.listen()
+        for port in (outside.getsockname()[1], own.http_port):
+            status, answer = deploy(own, "liar", argv=["/bin/sleep", "100"], port=port, limits=limits)
+            assert status == 422
+            assert f"did not accept on port {port}" in answer["message"]
+
+
 def test_a_program_without_a_door_runs_and_logs(server: Server) -> None:
     status, _ = deploy(server, "sleeper", argv=["/bin/sh", "-c", "echo hello from sh; exec sleep 1000"])
     assert status == 201

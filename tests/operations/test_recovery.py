@@ -54,7 +54,7 @@ def test_services_come_back_after_kill_9(tmp_path: Path) -> None:
         assert after["created_at"] == before["created_at"]
         assert after["labels"] == {"zone": "a"}
         assert server.request("GET", "/services")[1]["total"] == 1
-        [recovered] = events(server, "counter", "acme", "service_recovered")
+        [recovered] = eventually(lambda: events(server, "counter", "acme", "service_recovered"), "it is told")
         assert recovered["payload"]["version"] == 2
         assert server.request("GET", "/services/gone")[0] == 404
         eventually(lambda: healthy(server), "recovery is over")
