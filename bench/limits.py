@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from solo_fast.runtime.service import cpu_us
+from solo_fast.runtime.gauge import cpu_us
 from tests.harness import Server
 
 AT_ONCE = 4

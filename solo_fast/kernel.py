@@ -430,7 +430,7 @@ class Kernel:
     # -- what it says of itself ----------------------------------------------------------------------------------
 
     def _figures(self) -> dict[str, Any]:
-        from solo_fast.runtime.service import resident_bytes
+        from solo_fast.runtime.gauge import resident_bytes
 
         read_only = self.store.refusal is not None
         return {

@@ -22,7 +22,8 @@ from solo_fast.operations.caller import Caller
 from solo_fast.operations.deploys import filename_of, settings_of, source_of
 from solo_fast.operations.storage import StorageOperations
 from solo_fast.operations.streams import merge
-from solo_fast.runtime.service import Limits, Service
+from solo_fast.runtime.service import Service
+from solo_fast.runtime.spec import Limits
 from solo_fast.runtime.supervisor import Supervisor
 from solo_fast.runtime.swap import Wanted
 from solo_fast.store.database import StoreUnavailable

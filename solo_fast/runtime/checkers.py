@@ -25,7 +25,7 @@ from solo_fast.runtime.frames import Kind
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import Description, Process, Source
 from solo_fast.runtime.rooms import Rooms
-from solo_fast.runtime.service import Spec
+from solo_fast.runtime.spec import Spec
 
 CHECK_SECONDS = 5.0
 TURN_SECONDS = 1.0  # for a source in the shared checker; one that takes longer is tried again in one of its own

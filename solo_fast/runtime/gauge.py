@@ -45,7 +45,7 @@ class Inherited:
 
     @classmethod
     def of(cls, zygote_pid: int) -> None:
-        cls.bytes = _pages(_read(f"/proc/{zygote_pid}/statm")) * PAGE_BYTES
+        cls.bytes = resident_bytes(zygote_pid)
 
 
 class Gauge:
@@ -155,13 +155,23 @@ def clock_id(pid: int) -> int:
     return (~pid << 3) | 2
 
 
+def cpu_us(pid: int) -> int:
+    """CPU time that a process has used, microseconds; 0 when it is gone."""
+    return max(0, probe.cpu_ns(clock_id(pid))) // 1000
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident set of a process; 0 when it is gone."""
+    return _pages(_read(f"/proc/{pid}/statm")) * PAGE_BYTES
+
+
 def proportional_bytes(pid: int) -> int:
     """Proportional set size and swap of a process, or what stands for them where they can't be read; 0: it is gone."""
     total = 0
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith((b"Pss:", b"SwapPss:")):
             total += int(line.split()[1]) * 1024
-    return total or max(0, _pages(_read(f"/proc/{pid}/statm")) * PAGE_BYTES - Inherited.bytes)
+    return total or max(0, resident_bytes(pid) - Inherited.bytes)
 
 
 def _held(fds: list[int]) -> int:

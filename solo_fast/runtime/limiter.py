@@ -29,7 +29,8 @@ from solo_fast.runtime.ward import Ward
 
 if TYPE_CHECKING:
     from solo_fast.runtime.process import Process
-    from solo_fast.runtime.service import Limits, Service
+    from solo_fast.runtime.service import Service
+    from solo_fast.runtime.spec import Limits
 
 SLICES = 10
 SLICE_S = 0.1

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from solo_fast._ext.registry import Directory
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import ServiceLimits
-from solo_fast.runtime.service import Limits, Service
+from solo_fast.runtime.service import Service
+from solo_fast.runtime.spec import Limits
 from solo_fast.runtime.supervisor import Supervisor
 from solo_fast.store.desired import RegistrationRow, RemoveRegistration, ServiceRow
 from solo_fast.store.eventstore import EventStore

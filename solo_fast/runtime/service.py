@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +22,13 @@ from solo_fast.domain.errors import (
     TenantOverloaded,
 )
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Circuit, Figures, LimitAction, Network, ServiceState, Stream
+from solo_fast.domain.messages import Circuit, Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
-from solo_fast.runtime.bounds import Bounds
-from solo_fast.runtime.breaker import BreakerSettings, CircuitBreaker
+from solo_fast.runtime.breaker import CircuitBreaker
 from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.examination import CLEAN, Examination
-from solo_fast.runtime.external import Program
 from solo_fast.runtime.frames import RESTORE, Kind
+from solo_fast.runtime.gauge import cpu_us, resident_bytes
 from solo_fast.runtime.keepsake import Keepsake
 from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.lograte import LogRate
@@ -44,98 +42,12 @@ from solo_fast.runtime.process import (
     Source,
     deploy_failed,
 )
-from solo_fast.runtime.rooms import Room
+from solo_fast.runtime.spec import Spec
 from solo_fast.runtime.violation import Refusals, explanation
-from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow, Version
+from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 RECENT_EVENTS = 10
 PROBING_RETRY_MS = 100  # while the calls that are to close or open a half-open circuit are under way
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of one service, resolved: the deploy's, else the tenant's, else the kernel's."""
-
-    max_restarts: int
-    max_seconds: int
-    startup_timeout_ms: int
-    shutdown_timeout_ms: int
-    mailbox_limit: int
-    max_in_flight: int
-    max_memory_bytes: int
-    max_processes: int
-    network: Network
-    max_open_files: int
-    max_file_bytes: int
-    memory_action: LimitAction
-    warn_percent: int
-    cpu: int
-    cpu_action: LimitAction
-    max_disk_bytes: int
-    disk_action: LimitAction
-    log_lines_per_second: int
-    log_burst: int
-    breaker_failures: int
-    breaker_open_ms: int
-    breaker_successes: int
-    breaker_probes: int
-    breaker_failure_percent: int
-    breaker_window_ms: int
-    breaker_min_calls: int
-
-    @property
-    def breaker(self) -> BreakerSettings:
-        return BreakerSettings(
-            failures=self.breaker_failures,
-            open_s=self.breaker_open_ms / 1000,
-            successes=self.breaker_successes,
-            probes=self.breaker_probes,
-            failure_percent=self.breaker_failure_percent,
-            window_s=self.breaker_window_ms / 1000,
-            min_calls=self.breaker_min_calls,
-        )
-
-
-@dataclass(slots=True)
-class Spec:
-    """What was deployed: a version, and what this host makes of it."""
-
-    tenant: str
-    service_id: str
-    version: Version
-    limits: Limits
-    room: Room
-
-    def bounds(self, closed_ports: tuple[int, ...]) -> Bounds:
-        """What its processes are confined to; `closed_ports`: those of this host that they may never connect to."""
-        limits = self.limits
-        return Bounds(
-            uid=self.room.uid,
-            network=limits.network,
-            closed_ports=closed_ports,
-            memory_bytes=limits.max_memory_bytes,
-            processes=limits.max_processes,
-            files=limits.max_open_files,
-            file_bytes=limits.max_file_bytes,
-            programs=self.version.format == "external_binary",
-        )
-
-    @property
-    def text(self) -> bytes:
-        return self.version.source
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        return self.version.settings.metadata
-
-    @property
-    def program(self) -> Program | None:
-        """What an external binary runs; None for Python."""
-        if self.version.format != "external_binary":
-            return None
-        asked = self.version.settings
-        return Program(asked.argv, asked.env, asked.port, asked.socket)
 
 
 @dataclass(slots=True)
@@ -866,23 +778,3 @@ class Service(Owner):
 def _time_of(epoch_ms: int) -> datetime:
     """Whole milliseconds, so that a time is the same when it comes back from the store."""
     return datetime.fromtimestamp(epoch_ms / 1000, UTC)
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident set of a process; 0 when it is gone."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * PAGE_BYTES
-    except (OSError, IndexError):
-        return 0
-
-
-def cpu_us(pid: int) -> int:
-    """CPU time that a process has used, microseconds; 0 when it is gone.
-
-    Reads the process's own CPU clock, whose id clock_getcpuclockid(3) derives from the pid.
-    """
-    try:
-        return time.clock_gettime_ns((~pid << 3) | 2) // 1000
-    except OSError:
-        return 0

@@ -24,7 +24,8 @@ from solo_fast.runtime.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.rooms import Room, Rooms
-from solo_fast.runtime.service import Limits, Service, Spec
+from solo_fast.runtime.service import Service
+from solo_fast.runtime.spec import Limits, Spec
 from solo_fast.runtime.swap import Swaps
 from solo_fast.runtime.zygote_client import ZygoteClient
 from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version

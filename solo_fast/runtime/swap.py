@@ -24,7 +24,8 @@ from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.frames import CODE_CHANGE, RESTORE_IF_PERSISTENT, Kind
 from solo_fast.runtime.keepsake import Keepsake
 from solo_fast.runtime.process import Description, Owner, Process, deploy_failed
-from solo_fast.runtime.service import Limits, Probation, Service, Spec
+from solo_fast.runtime.service import Probation, Service
+from solo_fast.runtime.spec import Limits, Spec
 from solo_fast.store.desired import Change, Origin, Settings, Version, versions_of
 from solo_fast.store.eventstore import EventStore
 

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from solo_fast.runtime.brake import DutyCycle
     from solo_fast.runtime.cgroup import Group
     from solo_fast.runtime.process import Process
-    from solo_fast.runtime.service import Limits, Service
+    from solo_fast.runtime.service import Service
+    from solo_fast.runtime.spec import Limits
 
 
 class Ward:

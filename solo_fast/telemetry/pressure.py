@@ -108,6 +108,6 @@ def thread_count() -> int:
 
 
 def _resident_bytes() -> int:
-    from solo_fast.runtime.service import resident_bytes
+    from solo_fast.runtime.gauge import resident_bytes
 
     return resident_bytes(os.getpid())
