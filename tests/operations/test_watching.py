@@ -99,8 +99,7 @@ def test_watches_resume_on_both_protocols(server: Server) -> None:
 
 
 def test_a_client_that_never_reads_holds_no_memory(tmp_path: Path) -> None:
-    """60 MB of events pass twenty clients by, again and again; what the kernel holds for each is its socket's buffer and
-    a batch.
+    """60 MB of events pass twenty clients by, again and again: a socket's buffer and a batch are all that is held.
 
     The first times, the buffers fill and the allocators of several threads grow to what they need.
     """
