@@ -99,22 +99,26 @@ def test_watches_resume_on_both_protocols(server: Server) -> None:
 
 
 def test_a_client_that_never_reads_holds_no_memory(tmp_path: Path) -> None:
-    """60 MB of events pass twenty clients by; what the kernel holds for each is its socket's buffer and one batch."""
+    """60 MB of events pass twenty clients by, twice; what the kernel holds for each is its socket's buffer and a batch.
+
+    The first time, allocators of several threads grow to what they need; the second time shows what is held.
+    """
     with Server(tmp_path, SOLO_LIMITS_RING_EVENTS="128") as server:
         server.deploy("one", EMITTER)
         server.call("one", "flood", [200, "x" * 20_000])
         stuck = [subscribe(server.http_port, "acme") for _ in range(10)]
-        before = resident_bytes(server.pid)
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             watch = channel.unary_stream("/solo.v1.SoloKernel/Watch")
             unread = [watch(b"", metadata=(("x-tenant-id", "acme"),)) for _ in range(10)]
             for stream in unread:
                 stream.initial_metadata()
             server.call("one", "flood", [3000, "x" * 20_000])
+            before = resident_bytes(server.pid)
+            server.call("one", "flood", [3000, "x" * 20_000])
             grown = resident_bytes(server.pid) - before
             for sock in stuck:
                 sock.close()
-        assert grown < 60 * MIB, f"{grown / MIB:.0f} MiB more for events that nobody read"
+        assert grown < 20 * MIB, f"{grown / MIB:.0f} MiB more for events that nobody read"
         eventually(lambda: in_flight(server) <= 1, "every slot is free")
 
 
