@@ -12,6 +12,7 @@ a thread, while a process is still blank. Everything here is synchronous; limite
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from solo_fast.runtime.family import add_below
 
+PREFIX = "solo-"
 PERIOD_US = 100_000
 QUOTA_US_MIN = 1000  # Linux takes no less
 EARLY_MEMBERS_MAX = 1000
@@ -74,15 +76,15 @@ class Cgroups:
 
     @classmethod
     def open(cls, record: Path, name: str, *, wanted: bool, movable: frozenset[int] = frozenset()) -> Cgroups:
-        """Remove what a killed kernel left behind, and find out what can be used.
+        """Remove what killed kernels left behind, and find out what can be used.
 
         Args:
             record: file of this data directory that remembers our folders, for the kernel after us.
-            name: of our folder in each hierarchy.
+            name: of our folder in each hierarchy, from `folder_name`.
             wanted: False uses none.
             movable: processes that version 2 may move out of the way (this kernel and its zygote).
         """
-        _clean(record, name)
+        _clean(record)
         if not wanted:
             return cls(reason="service.cgroups is off")
         found = cls(_record=record)
@@ -129,6 +131,7 @@ class Cgroups:
 
     def _add(self, version: int, controllers: tuple[str, ...], base: Path) -> None:
         assert self._record is not None
+        _sweep(base.parent)
         try:
             with self._record.open("a") as record:  # before it is made: whoever comes after us must know
                 record.write(f"{base}\n")
@@ -350,16 +353,37 @@ def _moved_away(parent: Path, name: str, movable: frozenset[int]) -> Iterator[No
         raise
 
 
-def _clean(record: Path, name: str) -> None:
-    """Remove the groups of a kernel that was killed. Its services died with it."""
+def folder_name(data_dir: Path) -> str:
+    """What this kernel's folders are called: its pid tells others whether it lives."""
+    return f"{PREFIX}{os.getpid()}-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]}"
+
+
+def _clean(record: Path) -> None:
+    """Remove the groups of this data directory's kernel that was killed. Its services died with it."""
     try:
         left = [Path(line) for line in record.read_text().splitlines()]
     except FileNotFoundError:
         return
     for base in left:
-        if base.name == name and base.is_dir():
+        if base.name.startswith(PREFIX) and base.is_dir():
             _remove(base)
     record.unlink(missing_ok=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what kernels left behind that were killed, and whose data directory nobody uses any more.
+
+    Only what is empty, and whose kernel is not there: one in another pid namespace may be hidden, but has processes.
+    """
+    for folder in parent.glob(f"{PREFIX}*"):
+        pid = folder.name[len(PREFIX) :].split("-")[0]
+        if not pid.isdigit() or os.path.exists(f"/proc/{pid}"):
+            continue
+        below = _folders(folder)
+        if not any(_pids(group / "cgroup.procs") for group in (folder, *below)):
+            with contextlib.suppress(OSError):
+                for group in (*below, folder):
+                    group.rmdir()
 
 
 def _remove(folder: Path) -> None:

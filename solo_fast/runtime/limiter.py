@@ -8,9 +8,7 @@ the last look can't have changed, so that an idle one costs a single system call
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,7 @@ from solo_fast._ext.probe import Watchlist
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Usage
 from solo_fast.runtime.brake import Brakes
-from solo_fast.runtime.cgroup import Cgroups, Group
+from solo_fast.runtime.cgroup import Cgroups, Group, folder_name
 from solo_fast.runtime.diskquota import DiskQuota
 from solo_fast.runtime.gauge import Kept, clock_id
 from solo_fast.runtime.violation import Action, violation
@@ -102,9 +100,8 @@ class Limiter:
 
     def start(self) -> None:
         Kept.bound()
-        name = f"solo-{hashlib.sha256(os.fsencode(self._run_dir)).hexdigest()[:12]}"
         self.cgroups = Cgroups.open(
-            self._run_dir / "cgroups", name, wanted=self._use_cgroups, movable=self._movable()
+            self._run_dir / "cgroups", folder_name(self._run_dir), wanted=self._use_cgroups, movable=self._movable()
         )  # fmt: skip
         if self.cgroups.reason:
             log.info("%s: these limits are held by sampling", self.cgroups.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,30 @@ def test_the_kernel_after_a_killed_one_cleans_up(tmp_path, groups, sleeper):
     assert again.bases == groups.bases
     again.close()
     assert not (tmp_path / "cgroups").exists()
+
+
+def removed(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return not folder.exists()
+
+
+def test_what_a_dead_kernel_left_elsewhere_is_swept(tmp_path, groups, sleeper):
+    parent = groups.bases["memory"].parent
+    dead, busy = parent / f"solo-{2**22 - 1}-x", parent / f"solo-{2**22 - 2}-x"  # pids that nobody has
+    try:
+        for folder in (dead, busy):
+            (folder / "1-1").mkdir(parents=True)
+        (busy / "1-1" / "cgroup.procs").write_text(str(sleeper.pid))
+        Cgroups.open(tmp_path / "others", NAME, wanted=True).close()
+        assert not dead.exists()
+        assert (busy / "1-1").exists()
+        assert sleeper.poll() is None
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        for folder in (busy / "1-1", busy, dead / "1-1", dead):
+            eventually(lambda folder=folder: removed(folder), "it can be removed")
 
 
 def test_a_cpu_share_comes_and_goes(groups, sleeper):
