@@ -276,6 +276,16 @@ def fill_a_file():
             return [os.stat("full").st_size, errno.errorcode[error.errno]]
 
 
+def reserve_a_file():
+    """Room on the disk without writing to it, which nobody would see coming; what the C library has instead works."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("reserved", "wb", buffering=0) as file:
+        asked = libc.fallocate(file.fileno(), 0, ctypes.c_long(0), ctypes.c_long(1 << 30))
+        refused = errno.errorcode[ctypes.get_errno()] if asked else "allowed"
+        os.posix_fallocate(file.fileno(), 0, 65536)
+    return [refused, os.stat("reserved").st_size]
+
+
 def exhaust_descriptors():
     held = []
     try:

@@ -312,6 +312,10 @@ def test_a_file_of_any_size(kernel: Server, hostile: str) -> None:
     assert kernel.call(hostile, "fill_a_file") == [FILE_BYTES, "EFBIG"]
 
 
+def test_a_file_that_is_reserved(kernel: Server, hostile: str) -> None:
+    assert kernel.call(hostile, "reserve_a_file") == ["ENOTSUP", 65536]
+
+
 def test_descriptors(kernel: Server, hostile: str) -> None:
     assert kernel.call(hostile, "exhaust_descriptors") == [1024 - 5, "EMFILE"]
 
