@@ -35,7 +35,7 @@ class Kept:
 
 
 class Inherited:
-    """What every service process begins with: the zygote's resident set, which all of them share.
+    """What every service process begins with: the zygote's memory that is no file's, which all of them share.
 
     A kernel that is not root can't read the proportional sizes of confined services. It takes what a process has
     beyond this for the service's own, instead of counting the same pages for each of its processes.
@@ -45,7 +45,7 @@ class Inherited:
 
     @classmethod
     def of(cls, zygote_pid: int) -> None:
-        cls.bytes = resident_bytes(zygote_pid)
+        cls.bytes = unbacked_bytes(zygote_pid)
 
 
 class Gauge:
@@ -171,7 +171,16 @@ def proportional_bytes(pid: int) -> int:
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith((b"Pss:", b"SwapPss:")):
             total += int(line.split()[1]) * 1024
-    return total or max(0, resident_bytes(pid) - Inherited.bytes)
+    return total or max(0, unbacked_bytes(pid) - Inherited.bytes)
+
+
+def unbacked_bytes(pid: int) -> int:
+    """Memory and swap of a process that no file stands behind, pages that it shares included; anybody may read that."""
+    total = 0
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        if line.startswith((b"RssAnon:", b"RssShmem:", b"VmSwap:")):
+            total += int(line.split()[1]) * 1024
+    return total
 
 
 def _held(fds: list[int]) -> int:
