@@ -582,6 +582,8 @@ def test_nothing_of_swaps_is_left(own_server: Server) -> None:
     def at_rest() -> dict[str, int]:
         """What is held once all that was replaced is gone: zygote, checker, eight blanks and the service are left."""
         eventually(lambda: len(descendants(server.pid)) == 11, "all but the blanks and the service are gone")
+        # The limiter keeps files open of a process from its first look on.
+        eventually(lambda: server.status("tidy")["usage"]["memory_bytes"], "its newest process was looked at")
         return holdings(server)
 
     a_round()
