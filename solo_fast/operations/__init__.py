@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -73,6 +72,7 @@ class Operations(StorageOperations):
         logs: LogBook,
         directory: Directory,
     ) -> None:
+        super().__init__()
         self.config = config
         self._kernel = kernel
         self._supervisor = supervisor
@@ -81,14 +81,7 @@ class Operations(StorageOperations):
         self._directory = directory
         self._watchers: dict[str, int] = {}
         self._registering: Counter[str] = Counter()  # registrations on their way to the disk
-        self._tasks: set[asyncio.Task[Any]] = set()
         self.calls = 0
-
-    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
 
     # -- services ------------------------------------------------------------------------------------------------
 
@@ -389,11 +382,6 @@ class Operations(StorageOperations):
 
     async def metrics(self, caller: Caller, request: m.MetricsRequest) -> m.MetricsResponse:
         return self._kernel.metrics()
-
-    async def close(self) -> None:
-        """Wait for what has begun."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
 
 class _Seat:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 from solo_fast.domain import messages as m
 from solo_fast.domain.errors import PermissionDenied
 from solo_fast.domain.events import Event
 from solo_fast.operations.caller import Caller
+from solo_fast.operations.uninterrupted import Uninterrupted
 from solo_fast.store.copies import Copy
 from solo_fast.store.eventstore import EventStore
 
-T = TypeVar("T")
 
-
-class StorageOperations:
+class StorageOperations(Uninterrupted):
     """The rows `verify` and `backup`. They see every tenant's events, so no tenant may ask for them."""
 
     _store: EventStore
-
-    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        raise NotImplementedError
 
     async def verify(self, caller: Caller, request: m.VerifyRequest) -> m.VerifyResponse:
         _check_operator(caller, "verifies the event log")

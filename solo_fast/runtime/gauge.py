@@ -121,10 +121,7 @@ class Gauge:
 
     def resident_bytes(self) -> int:
         """Resident sets together, as of the last look; pages that several processes share count for each of them."""
-        pages = self._pages
-        for pid in self.members:
-            pages += _pages(_read(f"/proc/{pid}/statm"))
-        return pages * PAGE_BYTES
+        return self._pages * PAGE_BYTES + sum(map(resident_bytes, self.members))
 
     def own_bytes(self) -> int:
         """What memory is really the service's: without what it shares with others, and shared pages once.
