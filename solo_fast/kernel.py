@@ -175,10 +175,12 @@ class Kernel:
     ) -> None:
         from solo_fast._ext.registry import Directory
         from solo_fast._ext.shedder import Shedder
+        from solo_fast.domain.messages import ServiceLimits
         from solo_fast.operations import Operations
         from solo_fast.runtime.limiter import Limiter, memory_ceiling
         from solo_fast.runtime.process import LinkLimits
         from solo_fast.runtime.recovery import Recovery
+        from solo_fast.runtime.spec import Limits
         from solo_fast.runtime.supervisor import Supervisor
         from solo_fast.store.eventstore import EventStore
         from solo_fast.store.logbook import LogBook
@@ -217,6 +219,7 @@ class Kernel:
                 state_bytes=min(config.get("limits.max_state_bytes"), config.get("limits.max_frame_bytes")),
             ),
             warm_pool=config.get("service.warm_pool"),
+            usual=Limits.of(config, ServiceLimits()),
             limiter=Limiter(
                 self.store.record_soon,
                 data_dir / "run",

@@ -98,6 +98,10 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
+    def work_dirs(self) -> list[str]:
+        """Names of the work directories of services; those of blanks are hidden."""
+        return [name for name in os.listdir(self.data_dir / "work") if not name.startswith(".")]
+
     def start(self, *, until_ready: bool = True) -> None:
         """Start it, and wait for its ready line; else only until its gateways accept, while it still recovers."""
         self.temporary.mkdir(exist_ok=True)

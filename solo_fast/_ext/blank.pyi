@@ -1,11 +1,8 @@
-def settle(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int, ruleset_fd: int, network_fd: int) -> bool:
+def settle(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int, ruleset_fd: int, network_fd: int) -> None:
     """Give this process its own session, put stdout, stderr, link, lifeline, Landlock ruleset and empty network at
     descriptors 1 to 6 (-1: there is none), close all others but stdin, arm the lifeline and unblock signals.
 
     When the kernel is gone already, the process ends here.
-
-    Returns:
-        whether the kernel has sent something on the link already.
 
     Raises:
         OSError: a system call failed.

@@ -64,11 +64,6 @@ cdef extern from * nogil:
     }
 
     static int solo_keep_lifeline(void) { return fcntl(LIFELINE_FD, F_SETFD, 0); }
-
-    static int solo_has_mail(void) {
-        char byte;
-        return recv(LINK_FD, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
-    }
     """
     int setsid()
     void _exit(int code)
@@ -76,7 +71,6 @@ cdef extern from * nogil:
     int solo_arm()
     int solo_unblock_signals()
     int solo_keep_lifeline()
-    int solo_has_mail()
 
 
 def settle(int link_fd, int stdout_fd, int stderr_fd, int lifeline_fd, int ruleset_fd, int network_fd):
@@ -90,7 +84,6 @@ def settle(int link_fd, int stdout_fd, int stderr_fd, int lifeline_fd, int rules
         _exit(0)
     if armed < 0 or solo_unblock_signals() != 0:
         raise OSError(errno, "a child can't be tied to the kernel")
-    return bool(solo_has_mail())
 
 
 def keep_lifeline():

@@ -14,6 +14,8 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.signal cimport SIGKILL
 from libc.stdlib cimport realloc, strtol
 
+from solo_fast._ext.prefault cimport populate
+
 cdef extern from "Python.h":
     void PyOS_BeforeFork()
     void PyOS_AfterFork_Parent()
@@ -292,6 +294,7 @@ def serve(int control_fd):
             PyOS_BeforeFork()
             pid = fork()
             if pid == 0:
+                populate()
                 PyOS_AfterFork_Child()
                 close(watched[1].fd)
                 return fds[0], fds[1], fds[2]

@@ -415,12 +415,7 @@ def _check_local(caller: Caller) -> None:
 
 def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
     """The deploy's own limits over the tenant's, which are over the kernel's. A deploy may not set all of them."""
-
-    def pick(name: str) -> Any:
-        own = getattr(asked, name, None)
-        return config.get(f"service.{name}") if own is None else own
-
-    limits = Limits(**{name: pick(name) for name in Limits.__dataclass_fields__})
+    limits = Limits.of(config, asked)
     ceiling = config.get("security.network_ceiling")
     if NETWORKS.index(limits.network) > NETWORKS.index(ceiling):
         raise PermissionDenied(

@@ -2,7 +2,8 @@
 
 A blank child is set up here before it knows what it will run: its own session, its own stdio, a clean environment,
 nothing inherited but its link and its lifeline. Then it waits for an order, confines itself (runtime/sandbox.py), and
-becomes the service that a LOAD frame brings; or it answers CHECK and EXAMINE frames.
+becomes the service that a LOAD frame brings; or it answers CHECK and EXAMINE frames. A SETTLE frame has it confine
+itself ahead of the LOAD, while nobody waits.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def become_blank(
 ) -> None:
     """Set the freshly forked process up, and never return."""
     try:
-        ordered = set_up(link_fd, stdout_fd, stderr_fd, lifeline_fd)
+        set_up(link_fd, stdout_fd, stderr_fd, lifeline_fd)
         for hooks in fork_hooks:
             os.register_at_fork(**hooks)
-        _serve(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, LINK_FD), ordered=ordered)
+        _serve(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, LINK_FD))
     except SystemExit as error:  # sys.exit() in a method: the process ends, and its supervisor decides
         leave(error.code if isinstance(error.code, int) else 1)
     except BaseException:
@@ -56,13 +57,9 @@ def become_blank(
     leave(1)
 
 
-def set_up(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> bool:
-    """All that needs no source: session, descriptors, lifeline, signals, and what the sandbox can prepare.
-
-    Returns:
-        whether an order has come on the link already.
-    """
-    return blank.settle(link_fd, stdout_fd, stderr_fd, lifeline_fd, *sandbox.prepare_blank())
+def set_up(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> None:
+    """All that needs no source: session, descriptors, lifeline, signals, and what the sandbox can prepare."""
+    blank.settle(link_fd, stdout_fd, stderr_fd, lifeline_fd, *sandbox.prepare_blank())
 
 
 @dataclass(slots=True)
@@ -82,14 +79,12 @@ class Order:
     hand_over: str = ""
 
 
-def _serve(sock: socket.socket, *, ordered: bool) -> None:
+def _serve(sock: socket.socket) -> None:
     link = Link(sock)
-    if not ordered:
-        rehearse()
     link.speak_for_this_process_only()
     kind, order = _next_order(link)
     try:
-        _enter(order)
+        os.chdir(order.work_dir or "/")
         if order.program is not None:
             blank.keep_lifeline()
         sandbox.confine(order.bounds, order.work_dir)
@@ -97,6 +92,10 @@ def _serve(sock: socket.socket, *, ordered: bool) -> None:
         message = f"the process can't be confined to its sandbox: {error}"
         link.send(Kind.FAILED, 0, encode({"message": message, "diagnostics": []}))
         leave(1)
+    if kind == Kind.SETTLE:
+        link.send(Kind.SETTLED, 0, b"null")
+        kind, order = _next_order(link)
+    _take_name(order)
     while kind in (Kind.CHECK, Kind.EXAMINE):  # and nothing else comes: whoever looks at sources is no service
         report = contract.report(order.source, order.filename) if kind == Kind.CHECK else analyse(order.source)
         link.send(Kind.REPORT, 0, encode(report))
@@ -125,10 +124,9 @@ def _next_order(link: Link) -> tuple[int, Order]:
     return kind, Order(**fields, source=source.decode(), code=code)
 
 
-def _enter(order: Order) -> None:
-    """Take the service's name, working directory and environment. The zygote's own environment has nothing else."""
+def _take_name(order: Order) -> None:
+    """Take the service's name and environment. The zygote's own environment has nothing else."""
     sandbox.name_process(f"{order.tenant}/{order.service_id}"[:15].encode())
-    os.chdir(order.work_dir or "/")
     os.environ["HOME"] = os.environ["TMPDIR"] = order.work_dir or "/"
     os.environ["SOLO_SERVICE_ID"] = order.service_id
     os.environ["SOLO_TENANT"] = order.tenant
@@ -253,33 +251,38 @@ class Rehearsal(Service):
     def init(self):
         self.value = 0
 
-    def add(self, by: int = 1) -> int:
+    def add(self, by: int = 1) -> dict:
         self.value += by
-        return self.value
+        return {"rehearsed": True}
 """
 
 
-def rehearse(*, hand_over: bool = False) -> None:
-    """Deploy and call a small service once, within this process and over a socket pair.
+LAST_WORDS = b'{"rehearsed":true}'
+"""What the answer to the call of a rehearsal ends with."""
 
-    A forked child shares the zygote's pages until it writes to them, and Python writes to what it merely looks at.
-    The hundreds of page faults of a first deploy happen here, while the child is blank and nobody waits. In the
-    zygote itself it lets the interpreter specialise the code that all its children run.
 
-    Args:
-        hand_over: also a hand-over, for the zygote: in each blank it would cost 60 KB, which most services never need.
-    """
+def rehearsal_orders() -> bytes:
+    """The frames of a small deploy, and of one call."""
     header = {
         "tenant": "", "service_id": "blank", "filename": "blank.py", "work_dir": "", "result_bytes_max": 100,
         "bounds": sandbox.Bounds(), "state_bytes_max": 1000,
     }  # fmt: skip
+    load = frame(Kind.LOAD, 0, load_body(orjson.dumps(header), REHEARSAL, b""))
+    return load + frame(Kind.CALL, 1, message_body("add", b'{"by": 2}'))
+
+
+def rehearse() -> None:
+    """Deploy, call and hand over a small service within this process, over a socket pair.
+
+    In the zygote, it lets the interpreter specialise the code that all its children run.
+    """
     kernel_end, service_end = socket.socketpair()
     with kernel_end, service_end:
-        kernel_end.sendall(frame(Kind.LOAD, 0, load_body(orjson.dumps(header), REHEARSAL, b"")))
-        kernel_end.sendall(frame(Kind.CALL, 1, message_body("add", b'{"by": 2}')))
+        kernel_end.sendall(rehearsal_orders())
         link = Link(service_end)
         _, order = _next_order(link)
-        _enter(order)
+        os.chdir("/")
+        _take_name(order)
         loaded, _, marshalled = _load(order)
         loop = _come_up_plain(order, link, loaded, marshalled)
         handler = Handler(loaded, link)
@@ -287,6 +290,5 @@ def rehearse(*, hand_over: bool = False) -> None:
             link.receive()
         _, message_id, body = link.inbox.popleft()
         handler.call_now(message_id, body, cast=False)
-        if hand_over:
-            loop.rehearse_handover()
+        loop.rehearse_handover()
     contract.forget(order.filename)

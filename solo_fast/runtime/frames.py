@@ -32,6 +32,7 @@ class Kind:
     STATE = 11  # a state to take over: behind a LOAD that says so, or to one that stands by (ADOPTED, or FAILED)
     RESUME = 12  # the swap failed: go on serving
     GO = 13  # the former version is gone: main() may begin
+    SETTLE = 14  # laid out like LOAD, without source: confine yourself now; the LOAD comes later
     # service to kernel
     READY = 16  # the service is loaded; its methods
     FAILED = 17  # it is not, and why: {"message", "diagnostics"}
@@ -45,6 +46,7 @@ class Kind:
     HANDED = 25  # the state, with the id of the HANDOVER
     ADOPTED = 26  # with the id of the STATE; a checkpoint of what was made of it, where the service persists
     CHECKPOINT = 27  # the state, for the store
+    SETTLED = 28  # null: SETTLE is done
 
 
 RESTORE = "restore"

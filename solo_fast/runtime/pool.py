@@ -1,20 +1,38 @@
-"""The warm pool: blank children, forked ahead of need."""
+"""The warm pool: blank children, forked ahead of need.
+
+Most of them are settled: each has a room of its own, and has confined itself to it and to the usual limits, so that a
+deploy with these waits for neither. The others are for what has a room already: restarts, new versions, checkers.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from solo_fast.domain.errors import InternalError
+from solo_fast.domain.errors import InternalError, SoloError
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.process import NOBODY, LinkLimits, Owner, Process, Source
+from solo_fast.runtime.rooms import Room
 from solo_fast.runtime.zygote_client import ZygoteClient
 
 REFILL_AFTER_S = 0.005
 """How long a refill keeps back while there are blanks: a fork costs a core some 5 ms, and whoever took the last blank
 is still waiting for its deploy to be written down and answered."""
 
+SETTLE_SECONDS_MAX = 10.0
+UNSETTLED_SHARE = 4  # one in so many, rounded up
+
 log = logging.getLogger("solo.pool")
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A blank that is confined to a room."""
+
+    process: Process
+    room: Room
 
 
 class WarmPool:
@@ -22,18 +40,34 @@ class WarmPool:
 
     Args:
         size: how many to keep; 0 forks for each deploy.
+        usual: what the settled ones are confined to.
         enclose: told of each new process.
+        take_room, leave_room: give the settled ones their rooms, and take back the room of one that ended as a blank.
 
     Attributes:
         paused: whether it is left as it is, because the cores have better to do.
     """
 
-    def __init__(self, zygote: ZygoteClient, limits: LinkLimits, size: int, enclose: Callable[[Process], None]) -> None:
+    def __init__(
+        self,
+        zygote: ZygoteClient,
+        limits: LinkLimits,
+        size: int,
+        usual: Bounds,
+        enclose: Callable[[Process], None],
+        take_room: Callable[[], Room],
+        leave_room: Callable[[Room], None],
+    ) -> None:
         self._zygote = zygote
         self._limits = limits
-        self._size = size
+        self._unsettled_size = -(-size // UNSETTLED_SHARE)
+        self._settled_size = size - self._unsettled_size
+        self._usual = usual
         self._enclose = enclose
+        self._take_room = take_room
+        self._leave_room = leave_room
         self._blanks: list[Process] = []
+        self._settled: list[Settled] = []
         self._refilling: asyncio.Task[None] | None = None
         self._unclaimed: set[asyncio.Task[Process]] = set()  # forks whose taker went away
         self._closing = False
@@ -50,7 +84,7 @@ class WarmPool:
         """
         while self._blanks:
             process = self._blanks.pop(0)
-            if process.alive and not process.exited.done():
+            if _usable(process):
                 return process
         forking = asyncio.get_running_loop().create_task(self._fork(source, owner))
         try:
@@ -60,12 +94,21 @@ class WarmPool:
             self._unclaimed.add(forking)
             raise
 
+    def take_settled(self, bounds: Bounds) -> Settled | None:
+        """A settled one with these bounds; its room is the taker's from now on. None: there is none."""
+        while bounds == self._usual and self._settled:
+            settled = self._settled.pop(0)
+            if _usable(settled.process):
+                return settled
+            self._leave_room(settled.room)
+        return None
+
     def _keep(self, forking: asyncio.Task[Process]) -> None:
         self._unclaimed.discard(forking)
         if forking.cancelled() or forking.exception() is not None:
             return
         process = forking.result()
-        if process.owner is NOBODY and len(self._blanks) < self._size and not self._closing:
+        if process.owner is NOBODY and len(self._blanks) < self._unsettled_size and not self._closing:
             self._blanks.append(process)
         else:
             process.kill()
@@ -82,19 +125,40 @@ class WarmPool:
 
     def refill(self) -> None:
         """Bring the pool back to its size, in the background."""
-        if self._refilling is None and not self._closing and not self.paused and len(self._blanks) < self._size:
+        if self._refilling is None and self._wanting:
             self._refilling = asyncio.get_running_loop().create_task(self._refill())
+
+    @property
+    def _wanting(self) -> bool:
+        missing = len(self._blanks) < self._unsettled_size or len(self._settled) < self._settled_size
+        return missing and not self._closing and not self.paused
 
     async def _refill(self) -> None:
         try:
-            if self._blanks:
+            if self._blanks or self._settled:
                 await asyncio.sleep(REFILL_AFTER_S)
-            while len(self._blanks) < self._size and not self._closing and not self.paused:
-                self._blanks.append(await self._fork())
-        except InternalError as error:
+            while self._wanting:
+                process = await self._fork()
+                if len(self._blanks) < self._unsettled_size:
+                    self._blanks.append(process)
+                else:
+                    await self._settle(process)
+        except SoloError as error:
             log.error("the warm pool can't be filled: %s", error)
         finally:
             self._refilling = None
+
+    async def _settle(self, process: Process) -> None:
+        room = None
+        try:
+            room = self._take_room()
+            await process.settle(str(room.work_dir), replace(self._usual, uid=room.uid), SETTLE_SECONDS_MAX)
+        except BaseException:
+            process.kill()
+            if room is not None:
+                self._leave_room(room)
+            raise
+        self._settled.append(Settled(process, room))
 
     async def close(self) -> None:
         self._closing = True
@@ -103,7 +167,12 @@ class WarmPool:
             await asyncio.wait([self._refilling])
         while self._unclaimed:
             await asyncio.wait(self._unclaimed)
-        for process in self._blanks:
+        blanks = [*self._blanks, *(settled.process for settled in self._settled)]
+        for process in blanks:
             process.kill()
-        if self._blanks:
-            await asyncio.wait([process.exited for process in self._blanks])
+        if blanks:
+            await asyncio.wait([process.exited for process in blanks])
+
+
+def _usable(process: Process) -> bool:
+    return process.alive and not process.exited.done()

@@ -289,6 +289,14 @@ class Process(asyncio.Protocol):
             self.kill()
             raise deploy_failed(f"the source broke its link to the kernel: {error}") from None
 
+    async def settle(self, work_dir: str, bounds: Bounds, timeout_s: float) -> None:
+        """Have the blank confine itself already, while nobody waits; what it will `load` must have the same bounds.
+
+        Raises:
+            DeployFailed: it can't. The process is ended.
+        """
+        await self._order(Kind.SETTLE, Source("", "", "", b"", work_dir, bounds), timeout_s, "settle")
+
     async def _become(self, source: Source, program: Program, timeout_s: float) -> Description:
         """Turn the blank into an external binary, and wait until it accepts where it will be called."""
         deadline = self._loop.time() + timeout_s
@@ -532,7 +540,7 @@ class Process(asyncio.Protocol):
             for line in body[: self.limits.line_bytes].decode("utf-8", "replace").split("\n"):
                 self.owner.line("log", line)
             self._hold_link()
-        elif kind in (Kind.READY, Kind.REPORT):
+        elif kind in (Kind.READY, Kind.REPORT, Kind.SETTLED):
             self._loaded(orjson.loads(body), None)
         elif kind == Kind.FAILED:
             failed = orjson.loads(body)

@@ -60,14 +60,16 @@ class Rooms:
         self.root.mkdir(mode=0o711)
         self.root.chmod(0o711)  # whatever the umask
 
-    def take(self, tenant: str, service_id: str) -> Room:
+    def take(self, tenant: str = "", service_id: str = "") -> Room:
         """A fresh one each time, so that a service that is still ending never shares it with its successor.
+
+        Args:
+            tenant, service_id: for whom; nobody: it gets its name by `let` later.
 
         Raises:
             StoreUnavailable: the disk is full. InternalError: the directory can't be made, or all user ids are taken.
         """
-        self._made += 1
-        path = self.root / f"{tenant}.{service_id}.{self._made}"[-200:]
+        path = self._path(tenant, service_id)
         uid = self.take_uid()
         try:
             path.mkdir(mode=0o700)
@@ -80,6 +82,19 @@ class Rooms:
                 raise StoreUnavailable(advice, retry_after_ms=1000) from None
             raise InternalError(f"no work directory can be made: {error.strerror}") from None
         return Room(path, uid)
+
+    def let(self, room: Room, tenant: str, service_id: str) -> Room:
+        """A room that was taken for nobody, under the name of its service. Who is in it already stays in it."""
+        path = self._path(tenant, service_id)
+        try:
+            room.work_dir.rename(path)
+        except OSError:  # the name only helps who looks around there
+            return room
+        return Room(path, room.uid)
+
+    def _path(self, tenant: str, service_id: str) -> Path:
+        self._made += 1
+        return self.root / (f"{tenant}.{service_id}.{self._made}"[-200:] if tenant else f".blank.{self._made}")
 
     def release(self, room: Room) -> None:
         """Remove the directory and take the user id back. Blocks; nothing of the service may be running."""

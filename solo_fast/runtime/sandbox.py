@@ -291,6 +291,12 @@ def prepare_blank() -> tuple[int, int]:
     return ruleset, _plan.empty_network
 
 
+def stand_down() -> None:
+    """Let this process confine itself to nothing, so that its parent can look at it: it runs nothing of a tenant's."""
+    global _plan
+    _plan = Plan()
+
+
 def confine(bounds: Bounds, work_dir: str) -> None:
     """Take every layer on, for good. What was opened is closed, but for stdio, link and lifeline.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from solo_fast.domain.messages import LimitAction, Network
+from solo_fast.config import Values
+from solo_fast.domain.messages import LimitAction, Network, ServiceLimits
 from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.breaker import BreakerSettings
 from solo_fast.runtime.external import Program
@@ -43,6 +45,27 @@ class Limits:
     breaker_window_ms: int
     breaker_min_calls: int
 
+    @classmethod
+    def of(cls, config: Values, asked: ServiceLimits) -> Limits:
+        """What was asked for, and for the rest what the configuration says."""
+
+        def pick(name: str) -> Any:
+            own = getattr(asked, name, None)
+            return config.get(f"service.{name}") if own is None else own
+
+        return cls(**{name: pick(name) for name in cls.__dataclass_fields__})
+
+    @property
+    def bounds(self) -> Bounds:
+        """What these limits confine a process of Python to, whoever it becomes."""
+        return Bounds(
+            network=self.network,
+            memory_bytes=self.max_memory_bytes,
+            processes=self.max_processes,
+            files=self.max_open_files,
+            file_bytes=self.max_file_bytes,
+        )
+
     @property
     def breaker(self) -> BreakerSettings:
         return BreakerSettings(
@@ -68,17 +91,8 @@ class Spec:
 
     def bounds(self, closed_ports: tuple[int, ...]) -> Bounds:
         """What its processes are confined to; `closed_ports`: those of this host that they may never connect to."""
-        limits = self.limits
-        return Bounds(
-            uid=self.room.uid,
-            network=limits.network,
-            closed_ports=closed_ports,
-            memory_bytes=limits.max_memory_bytes,
-            processes=limits.max_processes,
-            files=limits.max_open_files,
-            file_bytes=limits.max_file_bytes,
-            programs=self.version.format == "external_binary",
-        )
+        programs = self.version.format == "external_binary"
+        return replace(self.limits.bounds, uid=self.room.uid, closed_ports=closed_ports, programs=programs)
 
     @property
     def text(self) -> bytes:

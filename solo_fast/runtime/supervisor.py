@@ -72,6 +72,7 @@ class Supervisor:
 
     Args:
         limiter: holds services to their limits; started and closed with this.
+        warm_pool, usual: how many blanks to keep, and the limits that most services get.
         rooms: where each service gets its own work directory and user id.
         handle_request: carries out what a service asks through `self.solo`.
     """
@@ -84,6 +85,7 @@ class Supervisor:
         logs: LogBook,
         link_limits: LinkLimits,
         warm_pool: int,
+        usual: Limits,
         limiter: Limiter,
         rooms: Rooms,
         handle_request: RequestHandler,
@@ -94,8 +96,9 @@ class Supervisor:
         self._logs = logs
         self.limiter = limiter
         self._zygote = zygote
-        self._pool = WarmPool(zygote, link_limits, warm_pool, limiter.enclose)
         self._rooms = rooms
+        self._pool = WarmPool(zygote, link_limits, warm_pool, usual.bounds, limiter.enclose, rooms.take, self._release)
+        self._settled: dict[str, Process] = {}  # work directory -> a blank that waits there for its service
         self.scratch = rooms.root
         self.checkpoints = CheckpointStore(store)
         self.swaps = Swaps(self, store)
@@ -168,7 +171,7 @@ class Supervisor:
             former.spec.version.number if former is not None else self._versions_before.get((tenant, service_id), 0)
         )
         version = Version(number + 1, time.time_ns() // 1_000_000, "deploy", format, filename, text, settings)
-        room = former.spec.room if former is not None else self._rooms.take(tenant, service_id)
+        room = former.spec.room if former is not None else self._room_for(tenant, service_id, limits, format)
         service = Service(Spec(tenant, service_id, version, limits, room), self)
         if former is not None:
             service.created_at = former.created_at
@@ -188,6 +191,14 @@ class Supervisor:
         if former is not None:
             await self._take_over(former, service)
         return service
+
+    def _room_for(self, tenant: str, service_id: str, limits: Limits, format: Format) -> Room:
+        settled = self._pool.take_settled(limits.bounds) if format == "python_source" else None
+        if settled is None:
+            return self._rooms.take(tenant, service_id)
+        room = self._rooms.let(settled.room, tenant, service_id)
+        self._settled[str(room.work_dir)] = settled.process
+        return room
 
     def check_open(self) -> None:
         """Raises ShuttingDown where the time of deploys is over."""
@@ -329,7 +340,8 @@ class Supervisor:
         return await asyncio.shield(self._ports())
 
     async def new_process(self, source: Source, owner: Owner) -> Process:
-        return await self._pool.take(source, owner)
+        settled = self._settled.pop(source.work_dir, None)
+        return settled if settled is not None else await self._pool.take(source, owner)
 
     def refill(self) -> None:
         self._pool.refill()
@@ -364,7 +376,14 @@ class Supervisor:
         task.add_done_callback(self._requests.discard)
 
     def _release(self, room: Room) -> None:
-        self.in_background(asyncio.to_thread(self._rooms.release, room))
+        self.in_background(self._clear(room))
+
+    async def _clear(self, room: Room) -> None:
+        settled = self._settled.pop(str(room.work_dir), None)
+        if settled is not None:  # its service did not get so far
+            settled.kill()
+            await asyncio.shield(settled.exited)
+        await asyncio.to_thread(self._rooms.release, room)
 
     # -- the end -------------------------------------------------------------------------------------------------
 

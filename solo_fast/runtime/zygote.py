@@ -25,7 +25,7 @@ from typing import Any
 
 import orjson
 
-from solo_fast._ext import forker
+from solo_fast._ext import forker, prefault
 from solo_fast.runtime import sandbox
 from solo_fast.runtime.subreaper import become_subreaper
 
@@ -73,13 +73,14 @@ def main(control_fd: int, lifeline_fd: int) -> None:
 
         binary.complete()
     for _ in range(REHEARSALS):
-        child.rehearse(hand_over=True)
+        child.rehearse()
     sandbox.name_process(b"solo-zygote")
     _prepare_sandbox(control_fd, lifeline_fd)
     gc.collect()
     _fill_holes()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)  # joins free chunks: in a child, that would write to each of them
+    _learn_pages(lifeline_fd)
     child.become_blank(*forker.serve(control_fd), lifeline_fd, _fork_hooks)
 
 
@@ -105,6 +106,17 @@ def _fill_holes() -> None:
             in_order = in_order + 1 if id(block) - last == size else 0
             last = id(block)
             _filling.append(block)
+
+
+def _learn_pages(lifeline_fd: int) -> None:
+    """Have one child come up and answer as services do, so that all others get the pages that it took at once."""
+    kernel_end, service_end = socket.socketpair()
+    with kernel_end, service_end:
+        kernel_end.sendall(child.rehearsal_orders())
+        if prefault.learn(kernel_end.fileno(), child.LAST_WORDS):
+            sandbox.stand_down()
+            null = os.open(os.devnull, os.O_WRONLY)
+            child.become_blank(service_end.fileno(), null, null, lifeline_fd, _fork_hooks)
 
 
 def _prepare_sandbox(control_fd: int, lifeline_fd: int) -> None:

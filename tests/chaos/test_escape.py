@@ -88,7 +88,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Server]:
             for entry in server.request("GET", "/services?limit=1000")[1]["services"]:
                 server.request("DELETE", f"/services/{entry['service_id']}?force=true")
             server.request("DELETE", "/services/neighbour?force=true", tenant="peaceful")
-            eventually(lambda: not os.listdir(server.data_dir / "work"), "every work directory is removed")
+            eventually(lambda: not server.work_dirs(), "every work directory is removed")
             eventually(lambda: not of_services(server), "no process of a service is left")
 
 

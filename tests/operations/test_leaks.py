@@ -83,7 +83,7 @@ def warmed(own_server: Server) -> Server:
     own_server.request("DELETE", "/services/first")
     pool = 8
     eventually(lambda: len(descendants(own_server.pid)) == pool + 2, "the pool is full, beside zygote and checker")
-    eventually(lambda: not os.listdir(own_server.data_dir / "work"), "the first one's work directory is gone")
+    eventually(lambda: not own_server.work_dirs(), "the first one's work directory is gone")
     return own_server
 
 
@@ -124,7 +124,7 @@ def test_a_kill_while_the_service_restarts_leaves_nothing(tmp_path: Path, pool: 
         server.deploy("warm-up", mortal)
         server.request("DELETE", "/services/warm-up?force=true")
         eventually(lambda: len(descendants(server.pid)) == int(pool) + 2, "the pool is full")
-        eventually(lambda: not os.listdir(server.data_dir / "work"), "its work directory is gone")
+        eventually(lambda: not server.work_dirs(), "its work directory is gone")
         before = holdings(server)
         for number in range(40):
             server.deploy(f"mortal-{number}", mortal)

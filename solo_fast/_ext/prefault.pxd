@@ -1,0 +1,1 @@
+cdef void populate() noexcept nogil
