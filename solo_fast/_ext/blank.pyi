@@ -14,3 +14,10 @@ def keep_lifeline() -> None:
     Raises:
         OSError: a system call failed.
     """
+
+def take_name(title: bytes, home: bytes, service_id: bytes, tenant: bytes) -> None:
+    """Name this process, and set HOME, TMPDIR, SOLO_SERVICE_ID and SOLO_TENANT in the C library's environment.
+
+    Raises:
+        OSError: there is no memory for it.
+    """

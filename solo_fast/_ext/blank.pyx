@@ -14,6 +14,8 @@ cdef extern from * nogil:
     #include <signal.h>
     #include <stdio.h>
     #include <string.h>
+    #include <stdlib.h>
+    #include <sys/prctl.h>
     #include <sys/socket.h>
     #include <sys/syscall.h>
     #include <unistd.h>
@@ -63,6 +65,12 @@ cdef extern from * nogil:
         return sigprocmask(SIG_SETMASK, &none, NULL);
     }
 
+    static int solo_take_name(const char *title, const char *home, const char *service_id, const char *tenant) {
+        prctl(PR_SET_NAME, title, 0, 0, 0);
+        return setenv("HOME", home, 1) || setenv("TMPDIR", home, 1) || setenv("SOLO_SERVICE_ID", service_id, 1)
+            || setenv("SOLO_TENANT", tenant, 1) ? -1 : 0;
+    }
+
     static int solo_keep_lifeline(void) { return fcntl(LIFELINE_FD, F_SETFD, 0); }
     """
     int setsid()
@@ -71,6 +79,7 @@ cdef extern from * nogil:
     int solo_arm()
     int solo_unblock_signals()
     int solo_keep_lifeline()
+    int solo_take_name(const char *title, const char *home, const char *service_id, const char *tenant)
 
 
 def settle(int link_fd, int stdout_fd, int stderr_fd, int lifeline_fd, int ruleset_fd, int network_fd):
@@ -89,3 +98,8 @@ def settle(int link_fd, int stdout_fd, int stderr_fd, int lifeline_fd, int rules
 def keep_lifeline():
     if solo_keep_lifeline() != 0:
         raise OSError(errno, "the lifeline can't be kept")
+
+
+def take_name(bytes title, bytes home, bytes service_id, bytes tenant):
+    if solo_take_name(title, home, service_id, tenant) != 0:
+        raise OSError(errno, "the environment can't be set")

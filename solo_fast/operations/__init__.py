@@ -37,6 +37,7 @@ from solo_fast.store.logbook import LogBook
 
 RECENT_EVENTS = 10
 NAME_CHARACTERS_MAX = 128
+NOTHING_ASKED = m.ServiceLimits()
 NOT_DURABLE = (
     "this is not on disk yet, for the store has no room: it is recorded as soon as it has, and undone by the next "
     "start if the kernel ends before"
@@ -79,6 +80,8 @@ class Operations(StorageOperations):
         self._store = store
         self._logs = logs
         self._directory = directory
+        self._sections = frozenset(config.tenants())
+        self._usual_limits: dict[str, Limits] = {}  # by section of the configuration, "" for those who have none
         self._watchers: dict[str, int] = {}
         self._registering: Counter[str] = Counter()  # registrations on their way to the disk
         self.calls = 0
@@ -115,7 +118,13 @@ class Operations(StorageOperations):
 
     def limits_for(self, tenant: str, asked: m.ServiceLimits) -> Limits:
         """What a tenant's service gets: its own limits over the tenant's, which are over the kernel's."""
-        return resolve_limits(self.config.for_tenant(tenant), asked)
+        if asked != NOTHING_ASKED:
+            return resolve_limits(self.config.for_tenant(tenant), asked)
+        section = tenant if tenant in self._sections else ""
+        usual = self._usual_limits.get(section)
+        if usual is None:
+            usual = self._usual_limits[section] = resolve_limits(self.config.for_tenant(tenant), asked)
+        return usual
 
     def _check_tenants(self, tenant: str) -> None:
         services = self._supervisor.services

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MIB = 1 << 20
 
@@ -25,9 +26,8 @@ class Settings:
     program_paths: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What differs from service to service. It travels in the LOAD frame.
+class Bounds(NamedTuple):
+    """What differs from service to service. It travels in the orders to a child (runtime/orders.py).
 
     Attributes:
         uid: the user (and group) that it becomes, where the uid layer holds; 0: none.

@@ -13,10 +13,7 @@ import marshal
 import os
 import socket
 import sys
-from dataclasses import dataclass
 from typing import Any
-
-import orjson
 
 from solo_fast._ext import blank
 from solo_fast.runtime import contract, program, sandbox
@@ -27,13 +24,12 @@ from solo_fast.runtime.frames import (
     RESTORE_IF_PERSISTENT,
     Kind,
     frame,
-    load_body,
     message_body,
-    split_load,
 )
 from solo_fast.runtime.handover import Custody, run_plainly
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
+from solo_fast.runtime.orders import Order
 from solo_fast.runtime.sandbox import LINK_FD
 from solo_fast.runtime.state import wait_for
 from solo_fast.service import Service
@@ -49,7 +45,7 @@ def become_blank(
         set_up(link_fd, stdout_fd, stderr_fd, lifeline_fd)
         for hooks in fork_hooks:
             os.register_at_fork(**hooks)
-        _serve(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, LINK_FD))
+        _serve(socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, LINK_FD))
     except SystemExit as error:  # sys.exit() in a method: the process ends, and its supervisor decides
         leave(error.code if isinstance(error.code, int) else 1)
     except BaseException:
@@ -62,24 +58,7 @@ def set_up(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> No
     blank.settle(link_fd, stdout_fd, stderr_fd, lifeline_fd, *sandbox.prepare_blank())
 
 
-@dataclass(slots=True)
-class Order:
-    """What a LOAD, CHECK or EXAMINE frame asks for."""
-
-    tenant: str
-    service_id: str
-    filename: str
-    work_dir: str
-    result_bytes_max: int
-    bounds: sandbox.Bounds
-    source: str
-    code: bytes
-    program: dict[str, Any] | None = None
-    state_bytes_max: int = 0
-    hand_over: str = ""
-
-
-def _serve(sock: socket.socket) -> None:
+def _serve(sock: socket.SocketType) -> None:
     link = Link(sock)
     link.speak_for_this_process_only()
     kind, order = _next_order(link)
@@ -118,18 +97,16 @@ def _next_order(link: Link) -> tuple[int, Order]:
     while not link.inbox:
         link.receive()
     kind, _, body = link.inbox.popleft()
-    header, source, code = split_load(body)
-    fields = orjson.loads(header)
-    fields["bounds"] = sandbox.Bounds(**fields["bounds"])
-    return kind, Order(**fields, source=source.decode(), code=code)
+    return kind, Order.unpacked(body)
 
 
 def _take_name(order: Order) -> None:
     """Take the service's name and environment. The zygote's own environment has nothing else."""
-    sandbox.name_process(f"{order.tenant}/{order.service_id}"[:15].encode())
-    os.environ["HOME"] = os.environ["TMPDIR"] = order.work_dir or "/"
-    os.environ["SOLO_SERVICE_ID"] = order.service_id
-    os.environ["SOLO_TENANT"] = order.tenant
+    home, service_id, tenant = (word.encode() for word in (order.work_dir or "/", order.service_id, order.tenant))
+    blank.take_name(f"{order.tenant}/{order.service_id}"[:15].encode(), home, service_id, tenant)
+    # What blank.take_name has told the C library; its own way there takes a child two dozen pages.
+    own: Any = os.environ
+    own._data.update({b"HOME": home, b"TMPDIR": home, b"SOLO_SERVICE_ID": service_id, b"SOLO_TENANT": tenant})
     sys.argv = [order.filename]
 
 
@@ -244,7 +221,7 @@ def _announce(link: Link, loaded: Loaded, marshalled: bytes, *, is_async: bool) 
         link.send(Kind.CODE, 0, marshalled)
 
 
-REHEARSAL = b"""
+REHEARSAL = """
 from solo_fast import Service
 
 class Rehearsal(Service):
@@ -263,11 +240,8 @@ LAST_WORDS = b'{"rehearsed":true}'
 
 def rehearsal_orders() -> bytes:
     """The frames of a small deploy, and of one call."""
-    header = {
-        "tenant": "", "service_id": "blank", "filename": "blank.py", "work_dir": "", "result_bytes_max": 100,
-        "bounds": sandbox.Bounds(), "state_bytes_max": 1000,
-    }  # fmt: skip
-    load = frame(Kind.LOAD, 0, load_body(orjson.dumps(header), REHEARSAL, b""))
+    order = Order("", "blank", "blank.py", "", 100, 1000, REHEARSAL, b"", None, "", sandbox.Bounds())
+    load = frame(Kind.LOAD, 0, order.packed())
     return load + frame(Kind.CALL, 1, message_body("add", b'{"by": 2}'))
 
 

@@ -2,7 +2,7 @@
 
 A frame is a header of nine bytes, little endian (u32 length of what follows the length, u8 kind, u32 message id),
 and a body. Bodies are JSON, but for CALL and CAST (u8 length of the method's name, the name, then the caller's JSON
-arguments untouched), LOAD and CODE (see below). Both ends import this module, so it imports next to nothing.
+arguments untouched), orders and CODE (see below). Both ends import this module, so it imports next to nothing.
 """
 
 from __future__ import annotations
@@ -12,27 +12,26 @@ from collections.abc import Iterator
 
 HEADER = struct.Struct("<IBI")
 _LENGTH_COVERS = HEADER.size - 4
-U32 = struct.Struct("<I")
 
 
 class Kind:
     """What a frame is. Plain integers: an enum's members cost a service process pages and time."""
 
     # kernel to service
-    LOAD = 1  # u32 length of a JSON header, the header, source, marshalled code object (or nothing)
+    LOAD = 1  # an Order (runtime/orders.py)
     CALL = 2
     CAST = 3
     STOP = 4  # JSON: the reason for terminate()
     REPLY = 5  # result of a REQUEST
     REFUSAL = 6  # error of a REQUEST: {"error", "message", "details"}
-    CHECK = 7  # laid out like LOAD; answered with REPORT, after which another CHECK or EXAMINE may come
-    EXEC = 8  # laid out like LOAD, with "program" in its header; the link closes with the exec, or FAILED comes
+    CHECK = 7  # an Order; answered with REPORT, after which another CHECK or EXAMINE may come
+    EXEC = 8  # an Order with a program; the link closes with the exec, or FAILED comes
     EXAMINE = 9  # the same, for the findings of the static check alone
     HANDOVER = 10  # finish what came before this, hand the state over (HANDED, or FAILED), then stand by
     STATE = 11  # a state to take over: behind a LOAD that says so, or to one that stands by (ADOPTED, or FAILED)
     RESUME = 12  # the swap failed: go on serving
     GO = 13  # the former version is gone: main() may begin
-    SETTLE = 14  # laid out like LOAD, without source: confine yourself now; the LOAD comes later
+    SETTLE = 14  # an Order without source: confine yourself now; the LOAD comes later
     # service to kernel
     READY = 16  # the service is loaded; its methods
     FAILED = 17  # it is not, and why: {"message", "diagnostics"}
@@ -74,17 +73,6 @@ def split_message(body: bytes) -> tuple[str, bytes]:
     """Method and JSON arguments of a CALL or CAST body."""
     end = 1 + body[0]
     return body[1:end].decode(), body[end:]
-
-
-def load_body(header: bytes, source: bytes, code: bytes) -> bytes:
-    return U32.pack(len(header)) + U32.pack(len(source)) + header + source + code
-
-
-def split_load(body: bytes) -> tuple[bytes, bytes, bytes]:
-    """Header, source and marshalled code of a LOAD or CHECK body."""
-    header_end = 8 + U32.unpack_from(body, 0)[0]
-    source_end = header_end + U32.unpack_from(body, 4)[0]
-    return body[8:header_end], body[header_end:source_end], body[source_end:]
 
 
 class FrameReader:

@@ -86,7 +86,7 @@ class Link:
         sock: blocking stream socket.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.SocketType) -> None:
         self.sock = sock
         self.inbox: deque[tuple[int, int, Any]] = deque()
         self.waiters: dict[int, Waiter] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from solo_fast.domain.errors import InternalError, SoloError
 from solo_fast.runtime.bounds import Bounds
@@ -152,7 +152,7 @@ class WarmPool:
         room = None
         try:
             room = self._take_room()
-            await process.settle(str(room.work_dir), replace(self._usual, uid=room.uid), SETTLE_SECONDS_MAX)
+            await process.settle(str(room.work_dir), self._usual._replace(uid=room.uid), SETTLE_SECONDS_MAX)
         except BaseException:
             process.kill()
             if room is not None:

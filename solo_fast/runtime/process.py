@@ -18,8 +18,9 @@ from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Stream
 from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.external import Door, Program, UnreachableError
-from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, load_body, message_body
+from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, message_body
 from solo_fast.runtime.mailbox import Message
+from solo_fast.runtime.orders import Order
 from solo_fast.runtime.output import PipeReader
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
@@ -332,19 +333,20 @@ class Process(asyncio.Protocol):
         return report
 
     def _order_frame(self, kind: int, source: Source) -> bytes:
-        header = {
-            "tenant": source.tenant,
-            "service_id": source.service_id,
-            "filename": source.filename,
-            "work_dir": source.work_dir,
-            "result_bytes_max": self.limits.result_bytes,
-            "bounds": source.bounds,
-            "state_bytes_max": self.limits.state_bytes,
-            "hand_over": source.hand_over,
-        }
-        if source.program is not None:
-            header["program"] = asdict(source.program)
-        order = frame(kind, 0, load_body(orjson.dumps(header), source.text, source.code))
+        asked = Order(
+            tenant=source.tenant,
+            service_id=source.service_id,
+            filename=source.filename,
+            work_dir=source.work_dir,
+            result_bytes_max=self.limits.result_bytes,
+            state_bytes_max=self.limits.state_bytes,
+            source=source.text.decode(),
+            code=source.code,
+            program=asdict(source.program) if source.program is not None else None,
+            hand_over=source.hand_over,
+            bounds=source.bounds,
+        )
+        order = frame(kind, 0, asked.packed())
         return order + frame(Kind.STATE, 0, source.state) if source.state else order
 
     async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
@@ -352,7 +354,8 @@ class Process(asyncio.Protocol):
             self._loading = self._loop.create_future()
             self._write(self._order_frame(kind, source))
         try:
-            return await asyncio.wait_for(self._loading, timeout_s)
+            async with asyncio.timeout(timeout_s):  # one turn of the loop less than wait_for
+                return await self._loading
         except TimeoutError:
             raise deploy_failed(
                 f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
@@ -382,12 +385,14 @@ class Process(asyncio.Protocol):
                 comes late is ignored.
         """
         self._asked_id += 1
-        answer = self._asked = self._loop.create_future()
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._asked = answer
         self._write(frame(kind, self._asked_id, body))
         try:
             if self.exited.done():
                 raise _EndedEarlyError(self.exited.result())
-            return await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await answer
         except TimeoutError:
             raise deploy_failed(f"{doing} took longer than {timeout_s * 1000:.0f} ms") from None
         except _EndedEarlyError as error:

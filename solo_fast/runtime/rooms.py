@@ -87,7 +87,7 @@ class Rooms:
         """A room that was taken for nobody, under the name of its service. Who is in it already stays in it."""
         path = self._path(tenant, service_id)
         try:
-            room.work_dir.rename(path)
+            os.rename(room.work_dir, path)
         except OSError:  # the name only helps who looks around there
             return room
         return Room(path, room.uid)

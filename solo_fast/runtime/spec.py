@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from solo_fast.config import Values
@@ -92,7 +92,7 @@ class Spec:
     def bounds(self, closed_ports: tuple[int, ...]) -> Bounds:
         """What its processes are confined to; `closed_ports`: those of this host that they may never connect to."""
         programs = self.version.format == "external_binary"
-        return replace(self.limits.bounds, uid=self.room.uid, closed_ports=closed_ports, programs=programs)
+        return self.limits.bounds._replace(uid=self.room.uid, closed_ports=closed_ports, programs=programs)
 
     @property
     def text(self) -> bytes:

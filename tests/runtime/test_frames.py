@@ -11,9 +11,7 @@ from solo_fast.runtime.frames import (
     FrameError,
     FrameReader,
     frame,
-    load_body,
     message_body,
-    split_load,
     split_message,
 )  # fmt: skip
 
@@ -46,8 +44,3 @@ def test_an_impossible_length_is_refused():
 @given(st.text(max_size=60), st.binary(max_size=60))
 def test_message_bodies_round_trip(method, arguments):
     assert split_message(message_body(method, arguments)) == (method, arguments)
-
-
-@given(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=40))
-def test_load_bodies_round_trip(header, source, code):
-    assert split_load(load_body(header, source, code)) == (header, source, code)
