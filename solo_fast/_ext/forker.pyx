@@ -14,7 +14,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.signal cimport SIGKILL
 from libc.stdlib cimport realloc, strtol
 
-from solo_fast._ext.prefault cimport populate
+from solo_fast._ext.pages cimport populate
 
 cdef extern from "Python.h":
     void PyOS_BeforeFork()

@@ -35,17 +35,18 @@ class Kept:
 
 
 class Inherited:
-    """What every service process begins with: the zygote's memory that is no file's, which all of them share.
+    """What every service process begins with: the zygote's memory that is no file's, and that of its file in memory
+    (_ext/pages.pyx), which all of them share.
 
     A kernel that is not root can't read the proportional sizes of confined services. It takes what a process has
-    beyond this for the service's own, instead of counting the same pages for each of its processes.
+    beyond these for the service's own, instead of counting the same pages for each of its processes.
     """
 
-    bytes = 0
+    anonymous_bytes = shared_bytes = 0
 
     @classmethod
     def of(cls, zygote_pid: int) -> None:
-        cls.bytes = unbacked_bytes(zygote_pid)
+        cls.anonymous_bytes, cls.shared_bytes = unbacked_bytes(zygote_pid)
 
 
 class Gauge:
@@ -168,16 +169,21 @@ def proportional_bytes(pid: int) -> int:
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith((b"Pss:", b"SwapPss:")):
             total += int(line.split()[1]) * 1024
-    return total or max(0, unbacked_bytes(pid) - Inherited.bytes)
+    if total:
+        return total
+    anonymous, shared = unbacked_bytes(pid)
+    return max(0, anonymous - Inherited.anonymous_bytes) + max(0, shared - Inherited.shared_bytes)
 
 
-def unbacked_bytes(pid: int) -> int:
-    """Memory and swap of a process that no file stands behind, pages that it shares included; anybody may read that."""
-    total = 0
+def unbacked_bytes(pid: int) -> tuple[int, int]:
+    """Anonymous memory and swap of a process, and what it has of files in memory; anybody may read that."""
+    anonymous = shared = 0
     for line in _read(f"/proc/{pid}/status").splitlines():
-        if line.startswith((b"RssAnon:", b"RssShmem:", b"VmSwap:")):
-            total += int(line.split()[1]) * 1024
-    return total
+        if line.startswith((b"RssAnon:", b"VmSwap:")):
+            anonymous += int(line.split()[1]) * 1024
+        elif line.startswith(b"RssShmem:"):
+            shared += int(line.split()[1]) * 1024
+    return anonymous, shared
 
 
 def _held(fds: list[int]) -> int:

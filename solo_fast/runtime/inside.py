@@ -130,10 +130,12 @@ class Link:
             else:
                 self.inbox.append((kind, message_id, body))
 
-    def receive_within(self, seconds: float) -> None:
-        """As `receive`, but gives up after `seconds`."""
-        if self._poll.poll(max(0.0, seconds) * 1000):
-            self.receive(socket.MSG_DONTWAIT)
+    def receive_within(self, seconds: float) -> bool:
+        """As `receive`, but gives up after `seconds`; whether something was there."""
+        if not self._poll.poll(max(0.0, seconds) * 1000):
+            return False
+        self.receive(socket.MSG_DONTWAIT)
+        return True
 
 
 def _unwrap(kind: int, body: bytes) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 from solo_fast.runtime.contract import Callee, is_coroutine_function
 from solo_fast.runtime.frames import Kind, split_message
 from solo_fast.runtime.handover import INFO, SAVED_ON, Custody, call_plainly, run_plainly
+from solo_fast.runtime.idleness import FIRST_IDLE_S, IDLE_S, give_back
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.state import Timers, pack, wait_for
 from solo_fast.service import Service
@@ -171,6 +172,7 @@ class PlainLoop:
 
     def __init__(self, link: Link) -> None:
         self.link = link
+        self._idle_s: float | None = FIRST_IDLE_S  # until it gives pages back; None: it has
         self.timers = Timers()
         self.schedule = self.timers.schedule
 
@@ -223,10 +225,18 @@ class PlainLoop:
         due = self._checkpoints.due if self._checkpoints is not None else None
         if self.timers and (due is None or self.timers.next_at < due):
             due = self.timers.next_at
-        if due is None:
-            self.link.receive()
+        left_s = due - time.monotonic() if due is not None else None
+        if self._idle_s is None or (left_s is not None and left_s < self._idle_s):
+            if left_s is None:
+                self.link.receive()
+            elif not self.link.receive_within(left_s):
+                return
+            self._idle_s = IDLE_S
+        elif self.link.receive_within(self._idle_s):
+            self._idle_s = IDLE_S
         else:
-            self.link.receive_within(due - time.monotonic())
+            give_back()
+            self._idle_s = None
 
     def _fire_due(self) -> None:
         self.link.inbox.extend((INFO, 0, message) for message in self.timers.take_due())
@@ -279,6 +289,7 @@ class AsyncLoop:
         self._main: asyncio.Task[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None  # set until it gives pages back
 
     def schedule(self, seconds: float, message: Any) -> None:
         self.timers.schedule(seconds, message)
@@ -321,6 +332,7 @@ class AsyncLoop:
         if not standing_by:
             self._set_alarm()
             self._begin_main()
+        self._idle = loop.call_later(FIRST_IDLE_S, self._give_back)
         self._pump()
         await loop.create_future()
 
@@ -339,8 +351,17 @@ class AsyncLoop:
             self.handler.complain(error)
             leave(1)
 
+    def _give_back(self) -> None:
+        self._idle = None
+        if self._tasks or self.link.inbox:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._give_back)
+        else:
+            give_back()
+
     def _readable(self) -> None:
         self.link.receive(socket.MSG_DONTWAIT)
+        if self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._give_back)
         self._pump()
 
     def _pump(self) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 import orjson
 
-from solo_fast._ext import forker, prefault
+from solo_fast._ext import forker, pages
 from solo_fast.runtime import sandbox
 from solo_fast.runtime.subreaper import become_subreaper
 
@@ -75,11 +75,13 @@ def main(control_fd: int, lifeline_fd: int) -> None:
     for _ in range(REHEARSALS):
         child.rehearse()
     sandbox.name_process(b"solo-zygote")
+    file = pages.open_file()
     _prepare_sandbox(control_fd, lifeline_fd)
     gc.collect()
     _fill_holes()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)  # joins free chunks: in a child, that would write to each of them
+    pages.seal(file)
     _learn_pages(lifeline_fd)
     child.become_blank(*forker.serve(control_fd), lifeline_fd, _fork_hooks)
 
@@ -113,7 +115,7 @@ def _learn_pages(lifeline_fd: int) -> None:
     kernel_end, service_end = socket.socketpair()
     with kernel_end, service_end:
         kernel_end.sendall(child.rehearsal_orders())
-        if prefault.learn(kernel_end.fileno(), child.LAST_WORDS):
+        if pages.learn(kernel_end.fileno(), child.LAST_WORDS):
             sandbox.stand_down()
             null = os.open(os.devnull, os.O_WRONLY)
             child.become_blank(service_end.fileno(), null, null, lifeline_fd, _fork_hooks)
