@@ -14,14 +14,15 @@ def seal(fd: int) -> int:
         bytes that the file stands behind; 0: it can't be had here, and `give_back` will do nothing.
     """
 
-def learn(link_fd: int, last_words: bytes) -> bool:
+def learn(link_fd: int, last_words: bytes, *, at_once: bool) -> bool:
     """Fork a child that becomes a service, and note which pages it has written to by the time that it has answered.
 
-    Called once, by the zygote, when there is nothing left that it will do but fork.
+    Called by the zygote, once for each kind of service, when there is nothing left that it will do but fork.
 
     Args:
         link_fd: the kernel's end of the child's link, on which its orders wait.
         last_words: what its answer ends with.
+        at_once: have every child that is forked from now on get these pages at once.
 
     Returns:
         True in the child, which is ended once it has answered; False in the zygote. Where the child does not answer,

@@ -47,7 +47,7 @@ cdef extern from * nogil:
     #define OF_A_FILE (1ULL << 61)
     #define EXCLUSIVE (1ULL << 56)
 
-    static struct { uintptr_t start, end; } solo_ranges[RANGES_MAX];  /* that a service writes to */
+    static struct { uintptr_t start, end; int at_once; } solo_ranges[RANGES_MAX];  /* that services write to */
     static int solo_range_count = 0;
     static struct { uintptr_t start, end, offset; } solo_segments[SEGMENTS_MAX];  /* that the file stands behind */
     static int solo_segment_count = 0;
@@ -79,17 +79,20 @@ cdef extern from * nogil:
         }
     }
 
-    static void solo_note(uintptr_t page) {
+    static void solo_note(uintptr_t page, int at_once) {
         int last = solo_range_count - 1;
-        if (last >= 0 && solo_ranges[last].end == page) solo_ranges[last].end += PAGE;
+        for (int i = 0; i <= last; i++)
+            if (solo_ranges[i].start <= page && page < solo_ranges[i].end) return;
+        if (last >= 0 && solo_ranges[last].end == page && solo_ranges[last].at_once == at_once) solo_ranges[last].end += PAGE;
         else if (solo_range_count < RANGES_MAX) {
             solo_ranges[solo_range_count].start = page;
+            solo_ranges[solo_range_count].at_once = at_once;
             solo_ranges[solo_range_count++].end = page + PAGE;
         }
     }
 
     /* Note the pages that only `pid` has. */
-    static void solo_note_pages(pid_t pid) {
+    static void solo_note_pages(pid_t pid, int at_once) {
         static uint64_t entries[512];
         static struct solo_maps maps;
         char path[64];
@@ -105,7 +108,7 @@ cdef extern from * nogil:
                 if (pread(pagemap, entries, pages * 8, (off_t)(start / PAGE * 8)) != (ssize_t)(pages * 8)) break;
                 for (uintptr_t i = 0; i < pages; i++)
                     if ((entries[i] & (PRESENT | EXCLUSIVE | OF_A_FILE)) == (PRESENT | EXCLUSIVE))
-                        solo_note(start + i * PAGE);
+                        solo_note(start + i * PAGE, at_once);
                 start += pages * PAGE;
             }
         }
@@ -127,10 +130,10 @@ cdef extern from * nogil:
         return 1;
     }
 
-    static void solo_learn(pid_t pid, int link, const char *words, size_t length) {
+    static void solo_learn(pid_t pid, int link, const char *words, size_t length, int at_once) {
         if (sysconf(_SC_PAGESIZE) == (long)PAGE && solo_hear(link, words, length)) {
             usleep(SETTLE_US);
-            solo_note_pages(pid);
+            solo_note_pages(pid, at_once);
         }
         kill(pid, SIGKILL);
         waitpid(pid, NULL, 0);
@@ -139,6 +142,7 @@ cdef extern from * nogil:
     static void solo_populate(void) {
         for (int i = 0; i < solo_range_count; i++) {
             char *start = (char *)solo_ranges[i].start;
+            if (!solo_ranges[i].at_once) continue;
             if (madvise(start, solo_ranges[i].end - solo_ranges[i].start, SOLO_POPULATE_WRITE) != 0 && errno == EINVAL)
                 return;  /* Linux is older: the faults come when they come */
         }
@@ -234,7 +238,7 @@ cdef extern from * nogil:
     }
     """
     ctypedef int pid_t
-    void solo_learn(pid_t pid, int link, const char *words, size_t length)
+    void solo_learn(pid_t pid, int link, const char *words, size_t length, int at_once)
     void solo_populate()
     int solo_open_file()
     size_t solo_seal(int fd)
@@ -255,7 +259,7 @@ def seal(int fd):
     return solo_seal(fd) if fd >= 0 else 0
 
 
-def learn(int link_fd, bytes last_words not None):
+def learn(int link_fd, bytes last_words not None, *, bint at_once):
     cdef const char *words = last_words
     cdef size_t length = len(last_words)
     cdef pid_t pid
@@ -265,7 +269,7 @@ def learn(int link_fd, bytes last_words not None):
         PyOS_AfterFork_Child()
         return True
     if pid > 0:  # before anything else here: what this process writes to would look like the child's own
-        solo_learn(pid, link_fd, words, length)
+        solo_learn(pid, link_fd, words, length, at_once)
     PyOS_AfterFork_Parent()
     if pid < 0:
         raise OSError(errno, "the zygote can't fork")

@@ -221,7 +221,8 @@ def _announce(link: Link, loaded: Loaded, marshalled: bytes, *, is_async: bool) 
         link.send(Kind.CODE, 0, marshalled)
 
 
-REHEARSAL = """
+PLAIN, ASYNCIO = "plain", "asyncio"
+_REHEARSAL = """
 from solo_fast import Service
 
 class Rehearsal(Service):
@@ -232,15 +233,17 @@ class Rehearsal(Service):
         self.value += by
         return {"rehearsed": True}
 """
+REHEARSALS = {PLAIN: _REHEARSAL, ASYNCIO: _REHEARSAL.replace("def add", "async def add")}
+"""Source of a small service of each kind."""
 
 
 LAST_WORDS = b'{"rehearsed":true}'
 """What the answer to the call of a rehearsal ends with."""
 
 
-def rehearsal_orders() -> bytes:
+def rehearsal_orders(kind: str) -> bytes:
     """The frames of a small deploy, and of one call."""
-    order = Order("", "blank", "blank.py", "", 100, 1000, REHEARSAL, b"", None, "", sandbox.Bounds())
+    order = Order("", "blank", "blank.py", "", 100, 1000, REHEARSALS[kind], b"", None, "", sandbox.Bounds())
     load = frame(Kind.LOAD, 0, order.packed())
     return load + frame(Kind.CALL, 1, message_body("add", b'{"by": 2}'))
 
@@ -252,7 +255,7 @@ def rehearse() -> None:
     """
     kernel_end, service_end = socket.socketpair()
     with kernel_end, service_end:
-        kernel_end.sendall(rehearsal_orders())
+        kernel_end.sendall(rehearsal_orders(PLAIN))
         link = Link(service_end)
         _, order = _next_order(link)
         os.chdir("/")

@@ -11,7 +11,7 @@ import _thread
 from solo_fast._ext import pages
 
 FIRST_IDLE_S = 1.0  # after it has come up, which takes pages that it never needs again
-IDLE_S = 10.0  # after a message
+IDLE_S = 5.0  # after a message
 
 
 def give_back() -> None:

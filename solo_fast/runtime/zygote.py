@@ -82,7 +82,8 @@ def main(control_fd: int, lifeline_fd: int) -> None:
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)  # joins free chunks: in a child, that would write to each of them
     pages.seal(file)
-    _learn_pages(lifeline_fd)
+    for kind in child.REHEARSALS:
+        _learn_pages(kind, lifeline_fd)
     child.become_blank(*forker.serve(control_fd), lifeline_fd, _fork_hooks)
 
 
@@ -110,12 +111,12 @@ def _fill_holes() -> None:
             _filling.append(block)
 
 
-def _learn_pages(lifeline_fd: int) -> None:
-    """Have one child come up and answer as services do, so that all others get the pages that it took at once."""
+def _learn_pages(kind: str, lifeline_fd: int) -> None:
+    """Have one child come up and answer as services do, so that others know which pages that takes."""
     kernel_end, service_end = socket.socketpair()
     with kernel_end, service_end:
-        kernel_end.sendall(child.rehearsal_orders())
-        if pages.learn(kernel_end.fileno(), child.LAST_WORDS):
+        kernel_end.sendall(child.rehearsal_orders(kind))
+        if pages.learn(kernel_end.fileno(), child.LAST_WORDS, at_once=kind == child.PLAIN):
             sandbox.stand_down()
             null = os.open(os.devnull, os.O_WRONLY)
             child.become_blank(service_end.fileno(), null, null, lifeline_fd, _fork_hooks)
