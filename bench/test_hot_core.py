@@ -6,7 +6,7 @@
 The floor is a Cython method that takes one str and does nothing, called in the same run, from the same kind of loop. At
 the end the ratios are printed in one table. Nothing here asserts on time.
 
-What limits the shedder: acquire and release are two calls, so two no-ops are two thirds of them, and reading the clock
+What limits the shedder: acquire and release are two calls, so two no-ops are four fifths of them, and reading the clock
 for a rate adds as much as one call. Compiler flags (-O3, no PLT) change nothing that can be measured.
 
 Every figure is the fastest of many rounds of a Python `for` over a bound method; the loop's own share is in all of

@@ -35,7 +35,7 @@ def chained(previous: bytes, row: Row) -> bytes:
     """SHA-256 over the predecessor's hash and the row: every column but the payload as text, NUL between."""
     event_id, timestamp_ms, monotonic_ns, tenant, event_type, subject, payload, causation_id = row
     head = f"{event_id}\0{timestamp_ms}\0{monotonic_ns}\0{tenant}\0{event_type}\0{subject}\0{causation_id}\0"
-    return _sha256(b"%b%b%b" % (previous, head.encode(), payload)).digest()
+    return _sha256(previous + head.encode() + payload).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,14 +35,19 @@ HOUSEKEEPING_SECONDS = 60.0
 log = logging.getLogger("solo.store")
 
 _FIELDS = 9
-_INSERT = {
-    rows: "INSERT INTO events "
-    "(id, timestamp_ms, monotonic_ns, tenant, event_type, subject, payload, causation_id, hash) "
-    "VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
-    for rows in (64, 8, 1)
-}
-"""Rows -> statement. Many rows a statement cost a third less than one each, and Python's lock is taken back once for
-all of them: the loop, which wants it too, would else make the writer wait for each."""
+_COLUMNS = "id, timestamp_ms, monotonic_ns, tenant, event_type, subject, payload, causation_id, hash"
+_ROW = f"({', '.join('?' * _FIELDS)})"
+_INSERT = [
+    f"INSERT INTO events ({_COLUMNS}) SELECT * FROM (VALUES {', '.join([_ROW] * 2**power)}) LIMIT ?"  # noqa: S608
+    for power in range(9)
+]
+"""Statements for up to 1, 2, 4, ... 256 rows; LIMIT leaves out those that are not used. Many rows a statement cost a
+third less than one each, and Python's lock is taken back once for all of them: the loop, which wants it too, would else
+make the writer wait for each."""
+
+_ROWS_A_STATEMENT = 2 ** (len(_INSERT) - 1)
+_IN_STEP = 128
+"""Commits that come together, from which on they may be split."""
 
 
 @dataclass(slots=True)
@@ -94,6 +99,7 @@ class Writer(threading.Thread):
         self._backlog = Backlog()
         self._lost = LostLines()
         self._prune_at = 0.0
+        self._begun_at = 0.0  # monotonic seconds, when the last batch was taken
         newest = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
         begin = checkpoint(connection)
         self.last_id: int = newest[0] if newest else begin.last_id
@@ -136,11 +142,18 @@ class Writer(threading.Thread):
     def _next_batch(self) -> tuple[list[Commit], list[LogLine]] | None:
         """What waits; nothing at all when it is time to look after the house; None at the end."""
         with self._wake:
+            done_at = time.monotonic()
             if not self._commits and not self._new_lines and not self._closing:
                 self._wake.wait(self._idle_s())
+            busy_s, self._begun_at = done_at - self._begun_at, time.monotonic()
             if self._closing and not self._commits and not self._new_lines:
                 return None
-            commits, self._commits = self._commits[:EVENTS_A_COMMIT], self._commits[EVENTS_A_COMMIT:]
+            most = EVENTS_A_COMMIT
+            if len(self._commits) >= _IN_STEP and self._begun_at - done_at > busy_s / 2:
+                # Those who were woken together come back together, and loop and disk wait for each other. In two halves
+                # the loop wakes one while the other is written: worth one more fsync where that is fast.
+                most = len(self._commits) // 2
+            commits, self._commits = self._commits[:most], self._commits[most:]
             lines, self._new_lines = self._new_lines[:LINES_A_COMMIT], self._new_lines[LINES_A_COMMIT:]
         return commits, lines
 
@@ -185,23 +198,26 @@ class Writer(threading.Thread):
         if lines is not None and self._lost:
             lines = [*self._lost.marks(), *lines]
         sizes = self._lines.sizes() if lines else None
+        events = [event for commit in commits for event in commit.events]
+        changes = [change for commit in commits for change in commit.changes]
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._insert([event for commit in commits for event in commit.events])
-            for commit in commits:
-                for change in commit.changes:
+            if changes or lines or len(events) > _ROWS_A_STATEMENT:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._insert(events)
+                for change in changes:
                     change.apply(self._connection)
-            if lines:
-                self._lines.insert(self._connection, lines)
-            self._connection.execute("COMMIT")
+                if lines:
+                    self._lines.insert(self._connection, lines)
+                self._connection.execute("COMMIT")
+            else:  # a statement is a transaction of its own, and gives up Python's lock once instead of three times
+                self._insert(events)
         except Exception as error:
             self.last_id, self._last_hash = last_id, last_hash
             self._roll_back()
             if sizes is not None:
                 self._lines.set_sizes(sizes)
-            for commit in commits:
-                for event in commit.events:
-                    event.id = 0  # whoever names it as a cause must not name another's id
+            for event in events:
+                event.id = 0  # whoever names it as a cause must not name another's id
             return error
         if lines:
             self._lost.clear()
@@ -223,6 +239,14 @@ class Writer(threading.Thread):
             log.warning("the newest event's id could not be noted beside the database: %s", error)
 
     def _insert(self, events: list[Event]) -> None:
+        for first in range(0, len(events), _ROWS_A_STATEMENT):
+            some = events[first : first + _ROWS_A_STATEMENT]
+            power = (len(some) - 1).bit_length()
+            unused = [0] * (_FIELDS * (2**power - len(some)))
+            self._connection.execute(_INSERT[power], [*self._rows(some), *unused, len(some)])
+
+    def _rows(self, events: list[Event]) -> list[Any]:
+        """The columns of all events, one behind the other; each event has its id then."""
         now_ms, monotonic_ns = time.time_ns() // 1_000_000, time.monotonic_ns()
         event_id, previous = self.last_id, self._last_hash
         values: list[Any] = []
@@ -242,12 +266,8 @@ class Writer(threading.Thread):
             previous = chained(previous, row)
             values += row
             values.append(previous)
-        done = 0
-        for rows, statement in _INSERT.items():
-            while len(values) - done >= rows * _FIELDS:
-                self._connection.execute(statement, values[done : done + rows * _FIELDS])
-                done += rows * _FIELDS
         self.last_id, self._last_hash = event_id, previous
+        return values
 
     # -- when there is no room -----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ trap 'rm -rf "$copy"' EXIT
 
 mkdir -p "$copy/solo_fast/_ext" "$copy/tests"
 : >"$copy/solo_fast/__init__.py"  # the real one imports what the extensions do without
-cp solo_fast/_ext/__init__.py solo_fast/_ext/{ring,registry,shedder}.pyx "$copy/solo_fast/_ext/"
+cp solo_fast/_ext/__init__.py solo_fast/_ext/{ring,registry,shedder,tree}.pyx "$copy/solo_fast/_ext/"
 cp tests/__init__.py "$copy/tests/"
 cp -r tests/ext "$copy/tests/ext"
 cd "$copy"
@@ -23,7 +23,7 @@ CFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" "$python" - <<'PYTHON'
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-names = ("ring", "registry", "shedder")
+names = ("ring", "registry", "shedder", "tree")
 setup(
     name="sanitized",
     packages=[],

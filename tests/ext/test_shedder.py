@@ -210,6 +210,17 @@ def test_without_take_shed_idle_tenants_are_bounded_too():
     assert subject.stats()["tenants"] <= 1025
 
 
+def test_idle_tenants_are_bounded_beside_busy_ones():
+    subject = shedder(max_total=10_000)
+    busy = [subject.acquire(f"busy-{number}", READ) for number in range(3000)]
+    most = 0
+    for number in range(50_000):
+        subject.release(subject.acquire(f"tenant-{number}", READ))
+        most = max(most, subject.stats()["tenants"]) if number % 100 == 0 else most
+    assert subject.in_flight == len(busy)
+    assert most <= 2 * len(busy) + 2
+
+
 def test_a_flood_never_costs_another_tenant_a_request():
     """Whatever one tenant does, the others get what they need under their fair share."""
     subject = shedder(max_total=100, max_per_tenant=100)

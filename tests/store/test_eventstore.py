@@ -73,6 +73,33 @@ def test_those_who_wait_share_a_commit(tmp_path):
     run(tmp_path / "events.db", work)
 
 
+def test_any_number_of_events_fits_into_a_commit(tmp_path):
+    async def work(store: EventStore) -> None:
+        total = 0
+        for count in (1, 2, 3, 8, 9, 255, 256, 257, 600):
+            await store.record(*(event(n) for n in range(count)))
+            total += count
+        found = await store.page("acme", 0, 2 * total)
+        assert [one.id for one in found] == list(range(1, total + 1))
+        assert await store.verify() is None
+
+    run(tmp_path / "events.db", work)
+
+
+def test_a_crowd_of_writers_in_step_keeps_the_order(tmp_path):
+    """So many that the writer may take half of them, and then the other half."""
+
+    async def work(store: EventStore) -> None:
+        for _ in range(5):
+            many = [event(n) for n in range(300)]
+            before = store.last_id
+            await asyncio.gather(*(store.record(one) for one in many))
+            assert [one.id - before for one in many] == list(range(1, 301))
+        assert await store.verify() is None
+
+    run(tmp_path / "events.db", work)
+
+
 def test_causes_become_ids(tmp_path):
     async def work(store: EventStore) -> None:
         first = event()
