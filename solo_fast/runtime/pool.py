@@ -83,7 +83,7 @@ class WarmPool:
             InternalError: none could be made.
         """
         while self._blanks:
-            process = self._blanks.pop(0)
+            process = self._blanks.pop()
             if _usable(process):
                 return process
         forking = asyncio.get_running_loop().create_task(self._fork(source, owner))
@@ -97,7 +97,7 @@ class WarmPool:
     def take_settled(self, bounds: Bounds) -> Settled | None:
         """A settled one with these bounds; its room is the taker's from now on. None: there is none."""
         while bounds == self._usual and self._settled:
-            settled = self._settled.pop(0)
+            settled = self._settled.pop()  # the newest: what it has touched last is still in the caches
             if _usable(settled.process):
                 return settled
             self._leave_room(settled.room)
