@@ -160,6 +160,7 @@ class Process(asyncio.Protocol):
         pending: message id -> future of a call, or None for a cast: the mailbox, until each is handled.
         kept: the messages of `pending` themselves, while they are kept for a second sending; else None.
         violation: of the limit that it was killed for.
+        settled: it has confined itself already.
         exited: done with its Ending as soon as the process is gone.
     """
 
@@ -176,6 +177,7 @@ class Process(asyncio.Protocol):
         self._kept_bytes = 0
         self.exited: asyncio.Future[Ending] = self._loop.create_future()
         self.stopping = False
+        self.settled = False
         self.started_at = time.monotonic()
         self._is_program = False
         self._door: Door | None = None
@@ -297,6 +299,12 @@ class Process(asyncio.Protocol):
             DeployFailed: it can't. The process is ended.
         """
         await self._order(Kind.SETTLE, Source("", "", "", b"", work_dir, bounds), timeout_s, "settle")
+        self.settled = True
+
+    def begin(self, source: Source, owner: Owner) -> None:
+        """Give a settled one its order ahead of `load`: it comes up while the kernel sees to the rest."""
+        self.owner = owner
+        self._give_order(Kind.LOAD, source)
 
     async def _become(self, source: Source, program: Program, timeout_s: float) -> Description:
         """Turn the blank into an external binary, and wait until it accepts where it will be called."""
@@ -349,10 +357,14 @@ class Process(asyncio.Protocol):
         order = frame(kind, 0, asked.packed())
         return order + frame(Kind.STATE, 0, source.state) if source.state else order
 
+    def _give_order(self, kind: int, source: Source) -> None:
+        self._loading = self._loop.create_future()
+        self._write(self._order_frame(kind, source))
+
     async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
-        if self._loading is None:  # else it found the order on its link
-            self._loading = self._loop.create_future()
-            self._write(self._order_frame(kind, source))
+        if self._loading is None:  # else it has the order already
+            self._give_order(kind, source)
+        assert self._loading is not None
         try:
             async with asyncio.timeout(timeout_s):  # one turn of the loop less than wait_for
                 return await self._loading

@@ -212,6 +212,8 @@ class Service(Owner):
         self.beside.add(process)
         self.violation = None
         try:
+            if process.settled:
+                process.begin(source, owner)
             await self.house.limiter.confine(self, process, spec.limits)
             if self._ended:
                 raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
