@@ -250,6 +250,7 @@ class Limiter:
             judge(ward, now)
             if ward.ended:
                 return
+        self._judge_courtesy(ward, used_ns, elapsed, now)
         self._quota.has_run(ward, now)
         near = ward.resident_bytes > ward.limits.max_memory_bytes * NEAR_LIMIT_SHARE
         if near or used_ns > elapsed * 1e9 * BUSY_CPU_SHARE or ward.restless:
@@ -374,6 +375,16 @@ class Limiter:
                 self._brakes.brake(ward, "cpu", share)
         elif step < 0:
             self._brakes.release(ward, "cpu")
+
+    @staticmethod
+    def _judge_courtesy(ward: Ward, used_ns: int, elapsed: float, now: float) -> None:
+        members = ward.gauge.members
+        if members:
+            before, ward.family_ns = ward.family_ns, ward.gauge.cpu_ns()
+            used_ns = ward.family_ns - before if before else 0
+        else:
+            ward.family_ns = 0
+        ward.courtesy.judge(used_ns / 1e9 / max(elapsed, SLICE_S / 2), members, now)
 
     def _held_back(self, ward: Ward, now: float, elapsed: float) -> bool:
         """Whether the share held it back in the last window, or would have."""

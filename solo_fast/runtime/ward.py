@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from solo_fast.runtime.courtesy import Courtesy
 from solo_fast.runtime.crossing import Crossing
 from solo_fast.runtime.gauge import Gauge
 
@@ -21,6 +22,8 @@ class Ward:
     Attributes:
         group: its cgroup; None where it is sampled.
         leader_ns, sampled_at: CPU time of its first process at the last look, and when that was.
+        courtesy, family_ns: whether it goes behind others, and CPU time of all its processes at the last look, where it
+            has more than one.
         near_*, over_*: how its figures stand to `warn_percent` of a limit, and to the limit.
         own_bytes, looked_at_bytes: its own memory at the last close look, and the resident set at that time.
         brakes: why it is slowed down, and to how much, percent of a core.
@@ -35,6 +38,7 @@ class Ward:
         self.group = group
         self.gauge = Gauge(process.pid, group)
         self.leader_ns, self.sampled_at = 0, now
+        self.courtesy, self.family_ns = Courtesy(process.pid), 0
         self.ended = False
 
         self.resident_bytes = 0
@@ -68,7 +72,7 @@ class Ward:
     def restless(self) -> bool:
         """Whether it needs a look even when its first process has been idle."""
         return bool(
-            self.gauge.members or self.brakes
+            self.gauge.members or self.brakes or self.courtesy.behind
             or self.near_memory.over or self.over_memory.over or self.over_processes.over or self.over_cpu.over
             or self.near_disk.over or self.over_disk.over
         )  # fmt: skip
