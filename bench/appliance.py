@@ -19,12 +19,12 @@ from pathlib import Path
 
 import grpc
 
+from bench.client import COUNTER, TENANT, Deployer
 from bench.measure import in_turn, row, versus
 from solo_fast.gateway.wire import solo_pb2, solo_pb2_grpc
+from solo_fast.runtime.idleness import IDLE_S
 from tests.harness import ROOT, Server, environment
 
-COUNTER = (ROOT / "examples" / "counter.py").read_text()
-TENANT = (("x-tenant-id", "bench"),)
 BINARY = ROOT / "dist" / "solo"
 
 
@@ -36,34 +36,28 @@ def spawn_python() -> None:
         process.wait()
 
 
+def breathe() -> None:
+    time.sleep(0.02)  # lets the pool refill, and the processors fall asleep
+
+
 def bench_deploy(kernel: solo_pb2_grpc.SoloKernelStub, folder: Path) -> None:
-    number = 0
-
-    def deploy() -> None:
-        nonlocal number
-        number += 1
-        request = solo_pb2.DeployRequest(service_id=f"d{number}", code=COUNTER, format=solo_pb2.PYTHON_SOURCE)
-        answer = kernel.Deploy(request, metadata=TENANT)
-        assert answer.status == "ok", answer
-
-    def breathe() -> None:
-        time.sleep(0.02)  # lets the pool refill, as it does between the deploys of a real client
-
+    """Twice: by a client that is talking to the kernel, and out of the silence."""
+    client = Deployer(kernel)
     with tempfile.TemporaryFile(dir=folder) as file:
 
         def sync() -> None:
             os.pwrite(file.fileno(), bytes(4096), 0)
             os.fdatasync(file.fileno())
 
-        def status() -> None:
-            kernel.Status(solo_pb2.StatusRequest(service_id=f"d{number}"), metadata=TENANT)
-
-        ours, _, floor, disk, _, rpc = in_turn(150, deploy, breathe, spawn_python, sync, breathe, status)
-    versus("deploy to ready over gRPC (events on disk)", ours, "a spawn of python -I until it answers", floor)
-    print(row("  of which the disk takes, for one fdatasync", disk))
-    print(row("  and an RPC that does nothing, at the same pace", rpc) + "\n", flush=True)
-    for gone in range(1, number + 1):
-        kernel.Kill(solo_pb2.KillRequest(service_id=f"d{gone}", force=True), metadata=TENANT)
+        client.deploy()
+        _, ours, rpc, floor, disk = in_turn(150, client.converse, client.deploy, client.status, spawn_python, sync)
+        versus("deploy to ready over gRPC (events on disk)", ours, "a spawn of python -I until it answers", floor)
+        print(row("  of which the disk takes, for one fdatasync", disk))
+        print(row("  and an RPC that does nothing", rpc) + "\n", flush=True)
+        ours, _, floor, _, rpc = in_turn(150, client.deploy, breathe, spawn_python, breathe, client.status)
+    versus("deploy after 20 ms of silence", ours, "a spawn of python -I until it answers", floor)
+    print(row("  and an RPC that does nothing, after as much silence", rpc) + "\n", flush=True)
+    client.kill_all()
 
 
 def bench_new_sources(kernel: solo_pb2_grpc.SoloKernelStub) -> None:
@@ -73,9 +67,6 @@ def bench_new_sources(kernel: solo_pb2_grpc.SoloKernelStub) -> None:
     def deploy(code: str) -> None:
         request = solo_pb2.DeployRequest(service_id="new", code=code, replace=True)
         assert kernel.Deploy(request, metadata=TENANT).status == "ok"
-
-    def breathe() -> None:
-        time.sleep(0.02)
 
     new, _, known, _ = in_turn(
         150, lambda: deploy(f"{COUNTER}# {next(numbers)}\n"), breathe, lambda: deploy(COUNTER), breathe
@@ -159,6 +150,7 @@ def bench_memory(kernel: solo_pb2_grpc.SoloKernelStub, services: int = 100) -> N
             kernel.Deploy(solo_pb2.DeployRequest(service_id=service, code=code), metadata=TENANT)
             request = solo_pb2.CallRequest(service_id=service, method="pid")
             found.append(int(kernel.Call(request, metadata=TENANT).result))
+        time.sleep(IDLE_S + 1)  # then they have given back what they do not need
         mean = sum(pss_bytes(pid) for pid in found) / services / 2**20
         print(f"{f'PSS of an idle {kind} service, at {services}':<58} {mean:13.2f} MiB", flush=True)
         for number in range(services):

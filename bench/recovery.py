@@ -32,7 +32,7 @@ SERVICES = int(os.environ.get("SOLO_BENCH_SERVICES", "1000"))
 TENANTS = 20
 AT_ONCE = 32
 CLIENTS = 4
-LIMITS = LinkLimits(frame_bytes=1 << 24, result_bytes=1 << 23, line_bytes=1 << 16)
+LIMITS = LinkLimits(frame_bytes=1 << 24, result_bytes=1 << 23, line_bytes=1 << 16, state_bytes=1 << 20)
 SOURCES = [
     f"""
 from solo_fast import Service
@@ -158,7 +158,6 @@ class Floor:
     async def bare(self, number: int) -> None:
         """A fork that does nothing."""
         ours, theirs = socket.socketpair()
-        ours.send(b"\0")  # the beginning of an order, without which it would make itself a blank
         child = await self._zygote.fork(theirs.fileno(), theirs.fileno(), theirs.fileno())
         theirs.close()
         self._made.append((child, ours))

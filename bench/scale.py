@@ -16,6 +16,7 @@ import grpc
 
 from bench.measure import row
 from solo_fast.gateway.wire import solo_pb2, solo_pb2_grpc
+from solo_fast.runtime.idleness import FIRST_IDLE_S
 from tests.harness import ROOT, Server, descendants
 
 COUNTER = (ROOT / "examples" / "counter.py").read_text()
@@ -53,6 +54,7 @@ def bench_scale(server: Server, kernel: solo_pb2_grpc.SoloKernelStub, services: 
     took_s = time.perf_counter() - began
     print(f"{f'{services} services, {AT_ONCE} deploys at a time':<58} {services / took_s:10.0f} a second", flush=True)
 
+    time.sleep(FIRST_IDLE_S + 2)  # then the last ones have given back what they do not need
     family = descendants(server.pid)
     pss = sum(rollup(pid, "Pss") for pid in family)
     print(f"{'PSS of all of them, zygote and blanks included':<58} {pss / 2**20:10.0f} MiB, "
