@@ -141,7 +141,7 @@ class Limiter:
 
     async def confine(self, service: Service, process: Process, limits: Limits) -> None:
         """Hold a process to `limits`, those of the version of the service that it is about to become."""
-        group = await self._group_of(process)
+        group = await self.enclosed(process)
         if group is not None:
             try:
                 group.limit(memory_ceiling(limits.max_memory_bytes, limits.memory_action), limits.max_processes)
@@ -157,7 +157,8 @@ class Limiter:
             self._brakes.hold(ward)
         process.exited.add_done_callback(lambda _: self._ended(ward))
 
-    async def _group_of(self, process: Process) -> Group | None:
+    async def enclosed(self, process: Process) -> Group | None:
+        """Its group, once it is in; None: it is sampled."""
         group, entered = self._entering.get(process, (None, None))
         error = await asyncio.shield(entered) if entered is not None else None
         if error is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from solo_fast.domain.errors import InternalError, SoloError
@@ -41,7 +41,7 @@ class WarmPool:
     Args:
         size: how many to keep; 0 forks for each deploy.
         usual: what the settled ones are confined to.
-        enclose: told of each new process.
+        enclose, enclosed: told of each new process; and waited for, where there is time.
         take_room, leave_room: give the settled ones their rooms, and take back the room of one that ended as a blank.
 
     Attributes:
@@ -55,6 +55,7 @@ class WarmPool:
         size: int,
         usual: Bounds,
         enclose: Callable[[Process], None],
+        enclosed: Callable[[Process], Awaitable[object]],
         take_room: Callable[[], Room],
         leave_room: Callable[[Room], None],
     ) -> None:
@@ -64,10 +65,12 @@ class WarmPool:
         self._settled_size = size - self._unsettled_size
         self._usual = usual
         self._enclose = enclose
+        self._enclosed = enclosed
         self._take_room = take_room
         self._leave_room = leave_room
         self._blanks: list[Process] = []
         self._settled: list[Settled] = []
+        self._settling: dict[asyncio.Task[None], Process] = {}
         self._refilling: asyncio.Task[None] | None = None
         self._unclaimed: set[asyncio.Task[Process]] = set()  # forks whose taker went away
         self._closing = False
@@ -130,7 +133,8 @@ class WarmPool:
 
     @property
     def _wanting(self) -> bool:
-        missing = len(self._blanks) < self._unsettled_size or len(self._settled) < self._settled_size
+        settled = len(self._settled) + len(self._settling)
+        missing = len(self._blanks) < self._unsettled_size or settled < self._settled_size
         return missing and not self._closing and not self.paused
 
     async def _refill(self) -> None:
@@ -142,7 +146,9 @@ class WarmPool:
                 if len(self._blanks) < self._unsettled_size:
                     self._blanks.append(process)
                 else:
-                    await self._settle(process)
+                    settling = asyncio.get_running_loop().create_task(self._settle(process))
+                    self._settling[settling] = process
+                    settling.add_done_callback(self._settling.pop)
         except SoloError as error:
             log.error("the warm pool can't be filled: %s", error)
         finally:
@@ -153,12 +159,16 @@ class WarmPool:
         try:
             room = self._take_room()
             await process.settle(str(room.work_dir), self._usual._replace(uid=room.uid), SETTLE_SECONDS_MAX)
-        except BaseException:
+            await self._enclosed(process)
+        except BaseException as error:
             process.kill()
             if room is not None:
                 self._leave_room(room)
-            raise
-        self._settled.append(Settled(process, room))
+            if not isinstance(error, SoloError):
+                raise
+            log.error("a blank can't be settled: %s", error)
+        else:
+            self._settled.append(Settled(process, room))
 
     async def close(self) -> None:
         self._closing = True
@@ -167,7 +177,9 @@ class WarmPool:
             await asyncio.wait([self._refilling])
         while self._unclaimed:
             await asyncio.wait(self._unclaimed)
-        blanks = [*self._blanks, *(settled.process for settled in self._settled)]
+        blanks = [*self._blanks, *(settled.process for settled in self._settled), *self._settling.values()]
+        for settling in list(self._settling):
+            settling.cancel()
         for process in blanks:
             process.kill()
         if blanks:
