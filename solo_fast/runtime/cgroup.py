@@ -73,10 +73,11 @@ class Cgroups:
     bases: dict[str, Path] = field(default_factory=dict)
     reason: str = ""
     _record: Path | None = None
+    _left: list[Path] = field(default_factory=list)  # by a killed kernel of this data directory
 
     @classmethod
     def open(cls, record: Path, name: str, *, wanted: bool, movable: frozenset[int] = frozenset()) -> Cgroups:
-        """Remove what killed kernels left behind, and find out what can be used.
+        """Find out what can be used. What killed kernels left behind is for `tidy`, or it holds the start up.
 
         Args:
             record: file of this data directory that remembers our folders, for the kernel after us.
@@ -84,17 +85,19 @@ class Cgroups:
             wanted: False uses none.
             movable: processes that version 2 may move out of the way (this kernel and its zygote).
         """
-        _clean(record)
+        left = _left_behind(record)
+        for base in left:
+            if base.name == name:
+                _remove(base)
+        found = cls(_record=record, _left=[base for base in left if base.name != name])
         if not wanted:
-            return cls(reason="service.cgroups is off")
-        found = cls(_record=record)
+            found.reason = "service.cgroups is off"
+            return found
         own = _own_groups()
         record.touch(mode=0o600)
         found._open_v1(name, own)
         if "memory" not in found.bases:
             found._open_v2(name, own, movable)
-        if not found.version:
-            record.unlink(missing_ok=True)
         missing = {"memory", "pids", "cpu"} - found.bases.keys()
         if missing:
             found.reason = f"this kernel may not use cgroups for {', '.join(sorted(missing))}"
@@ -142,13 +145,29 @@ class Cgroups:
         self.version = version
         self.bases.update(dict.fromkeys(controllers, base))
 
+    def tidy(self) -> None:
+        """Remove what a killed kernel of this data directory left behind; its services died with it. Blocks: a thousand
+        groups take half a second."""
+        for base in self._left:
+            _remove(base)
+        self._note([*self._left, *self.bases.values()])
+
     def close(self) -> None:
         """Remove our folders; the services in them are gone."""
         for base in set(self.bases.values()):
             _remove(base)
-        if self._record is not None and not any(base.exists() for base in self.bases.values()):
-            self._record.unlink(missing_ok=True)
+        self._note([*self._left, *self.bases.values()])
         self.bases = {}
+
+    def _note(self, bases: list[Path]) -> None:
+        """Let the record hold what is still there."""
+        lines = [f"{base}\n" for base in dict.fromkeys(bases) if base.exists()]
+        if self._record is None:
+            return
+        if lines:
+            self._record.write_text("".join(lines))
+        else:
+            self._record.unlink(missing_ok=True)
 
 
 class Group:
@@ -358,16 +377,12 @@ def folder_name(data_dir: Path) -> str:
     return f"{PREFIX}{os.getpid()}-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]}"
 
 
-def _clean(record: Path) -> None:
-    """Remove the groups of this data directory's kernel that was killed. Its services died with it."""
+def _left_behind(record: Path) -> list[Path]:
     try:
         left = [Path(line) for line in record.read_text().splitlines()]
     except FileNotFoundError:
-        return
-    for base in left:
-        if base.name.startswith(PREFIX) and base.is_dir():
-            _remove(base)
-    record.unlink(missing_ok=True)
+        return []
+    return [base for base in left if base.name.startswith(PREFIX) and base.is_dir()]
 
 
 def _sweep(parent: Path) -> None:

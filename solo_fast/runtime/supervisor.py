@@ -130,6 +130,7 @@ class Supervisor:
     def tidy(self) -> None:
         """Remove what a killed kernel has left, in the background: a thousand directories take half a second."""
         self.in_background(asyncio.to_thread(self._rooms.tidy))
+        self.in_background(asyncio.to_thread(self.limiter.cgroups.tidy))
 
     # -- deploy and kill -----------------------------------------------------------------------------------------
 

@@ -438,7 +438,7 @@ def test_no_group_is_left_however_the_kernel_ends(tmp_path, number):
         assert any(group.is_dir() for group in groups)
         server.start()
         assert server.call("one", "pid")
-        assert not any(group.exists() for group in groups)
+        eventually(lambda: not any(group.exists() for group in groups), "the killed kernel's groups are gone")
         groups = cgroups_of(server)
         assert all(group.is_dir() for group in groups)
         server.stop()
