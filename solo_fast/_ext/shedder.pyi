@@ -58,7 +58,7 @@ class Shedder:
         rate: requests a second of one tenant; 0: as many as it likes.
         burst: requests that it may make at once; 0: one second's worth, at least 1.
         adaptive: also limit what each class has in flight by its latency (Netflix's Gradient2).
-        clock: gives monotonic seconds; None: CLOCK_MONOTONIC, read in C.
+        clock: gives monotonic seconds; None: CLOCK_MONOTONIC, read in C, and what the processor has counted since.
 
     Raises:
         ValueError: a limit is under 1, or a rate or burst is negative, not finite, or (a burst) between 0 and 1.

@@ -41,6 +41,11 @@ class Courtesy:
         self._busy_since: float | None = None
         self.behind = False
 
+    @property
+    def wakeful(self) -> bool:
+        """Whether it is to be looked at however little is used."""
+        return self.behind or self._busy_since is not None
+
     def judge(self, share: float, members: list[int], now: float) -> None:
         """Look at what it used since the last look.
 

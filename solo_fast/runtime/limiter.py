@@ -20,6 +20,7 @@ from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Usage
 from solo_fast.runtime.brake import Brakes
 from solo_fast.runtime.cgroup import Cgroups, Group, folder_name
+from solo_fast.runtime.courtesy import CALM_SHARE
 from solo_fast.runtime.diskquota import DiskQuota
 from solo_fast.runtime.gauge import Kept, clock_id
 from solo_fast.runtime.violation import Action, violation
@@ -251,7 +252,8 @@ class Limiter:
             judge(ward, now)
             if ward.ended:
                 return
-        self._judge_courtesy(ward, used_ns, elapsed, now)
+        if ward.gauge.members or ward.courtesy.wakeful or used_ns > elapsed * 1e9 * CALM_SHARE:
+            self._judge_courtesy(ward, used_ns, elapsed, now)
         self._quota.has_run(ward, now)
         near = ward.resident_bytes > ward.limits.max_memory_bytes * NEAR_LIMIT_SHARE
         if near or used_ns > elapsed * 1e9 * BUSY_CPU_SHARE or ward.restless:
