@@ -6,9 +6,9 @@
 The floor is a Cython method that takes one str and does nothing, called in the same run, from the same kind of loop. At
 the end the ratios are printed in one table. Nothing here asserts on time.
 
-What limits the shedder: acquire and release are two calls, so two no-ops are four fifths of them. A rate takes the time:
-13 of its 16 ns are the processor's counter (CLOCK_MONOTONIC was 40), so with one, 15 times the fastest library is out of
-reach. Compiler flags (-O3, no PLT) change nothing that can be measured.
+What limits the shedder: acquire and release are two calls, so two no-ops are four fifths of them. A rate takes the
+time: 13 of its 16 ns are the processor's counter (CLOCK_MONOTONIC was 40), so with one, 15 times the fastest library is
+out of reach. Compiler flags (-O3, no PLT) change nothing that can be measured.
 
 Every figure is the fastest of many rounds of a Python `for` over a bound method; the loop's own share is in all of
 them, ours and theirs.

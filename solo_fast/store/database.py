@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -117,6 +118,10 @@ def _primary_code(error: Exception) -> int:
     return code & 0xFF
 
 
+LOG_PAGES_MAX = 4000
+"""Of the write-ahead log, when its writer folds it in himself: more than comes together while nobody else does."""
+
+
 def is_refusal(error: Exception) -> bool:
     """Whether it is the disk or the file that refused, and not what was to be written."""
     return isinstance(error, sqlite3.Error) and _primary_code(error) in _REFUSALS
@@ -158,6 +163,7 @@ def connect(path: Path) -> sqlite3.Connection:
         _check(connection, path, thorough=size <= QUICK_CHECK_BYTES)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES_MAX}")
         connection.execute("PRAGMA cache_size = -8192")
         connection.execute("PRAGMA temp_store = MEMORY")
         _migrate(connection, path)
@@ -227,6 +233,15 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {len(MIGRATIONS)}; COMMIT;")
     if version:
         log.info("%s was brought from schema %d to %d", path, version, len(MIGRATIONS))
+
+
+def fold_log(path: Path) -> None:
+    """Put into the database what the write-ahead log holds, without keeping a writer waiting. Blocks."""
+    try:
+        with contextlib.closing(connect_to_read(path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    except sqlite3.Error as error:
+        log.debug("the write-ahead log of %s could not be folded in: %s", path, error)
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:

@@ -34,6 +34,10 @@ BATCH = 32  # events that are delivered at once
 RECENT_EVENTS = 10
 RECENT_SUBJECTS = 10_000
 LOG_BYTES_TOTAL = 256 * 1024 * 1024
+FOLD_AFTER_S = 0.5
+"""How long after a commit the write-ahead log is folded into the database, beside the writer: who would have to do that
+in the middle of a commit kept its caller waiting for some ten milliseconds."""
+
 CHECKED_AT_START = 1000
 """Newest events whose chain is checked at each start."""
 
@@ -91,6 +95,7 @@ class EventStore:
         self._commits: list[Commit] = []
         self._lines: list[LogLine] = []
         self._handing_over = False
+        self._folding: asyncio.TimerHandle | None = None
 
     @classmethod
     def open(
@@ -217,6 +222,8 @@ class EventStore:
                 if commit.done is not None and not commit.done.done():
                     commit.done.set_result(True)  # who waits is woken after this, when all of it can be seen
             self._bound_ring()
+            if self._folding is None and not self._closed:
+                self._folding = self._loop.call_later(FOLD_AFTER_S, self._fold)
             if written.commits:
                 self.refusal = None
                 self.pacer.committed(len(written.commits))
@@ -233,6 +240,11 @@ class EventStore:
                     commit.done.set_exception(_again(written.error))
         if written.lines:
             self.on_lines_written(written.lines)
+
+    def _fold(self) -> None:
+        self._folding = None
+        if not self._closed:
+            self._loop.run_in_executor(self._aside, database.fold_log, self.path)
 
     def _bound_ring(self) -> None:
         """Let go of what the ring has overwritten, and of its oldest where they are too large together."""
@@ -394,6 +406,8 @@ class EventStore:
     async def close(self) -> None:
         """Write what is left, and close everything."""
         self._closed = True
+        if self._folding is not None:
+            self._folding.cancel()
         self.pacer.close()
         self._hand_over()
         self._writer.finish()
