@@ -24,6 +24,7 @@ cdef extern from * nogil:
     #endif
     #include <errno.h>
     #include <fcntl.h>
+    #include <pthread.h>
     #include <signal.h>
     #include <stdint.h>
     #include <stdio.h>
@@ -148,11 +149,11 @@ cdef extern from * nogil:
         }
     }
 
-    /* The mappings that the file will stand behind: all but the stack, what Linux itself writes to (the thread's own
-       area, with its rseq) and what is small. */
+    /* The mappings that the file will stand behind: all but the stack, the thread's own area, to which Linux writes
+       (rseq), and what is small. */
     static size_t solo_choose_segments(void) {
         static struct solo_maps maps;
-        uintptr_t start, end, own = (uintptr_t)__builtin_thread_pointer();
+        uintptr_t start, end, own = (uintptr_t)pthread_self();
         size_t total = 0;
         int is_stack;
         maps.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);

@@ -56,7 +56,7 @@ class WarmPool:
         usual: Bounds,
         enclose: Callable[[Process], None],
         enclosed: Callable[[Process], Awaitable[object]],
-        take_room: Callable[[], Room],
+        take_room: Callable[[], Awaitable[Room]],
         leave_room: Callable[[Room], None],
     ) -> None:
         self._zygote = zygote
@@ -157,7 +157,7 @@ class WarmPool:
     async def _settle(self, process: Process) -> None:
         room = None
         try:
-            room = self._take_room()
+            room = await self._take_room()
             await process.settle(str(room.work_dir), self._usual._replace(uid=room.uid), SETTLE_SECONDS_MAX)
             await self._enclosed(process)
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -60,28 +61,46 @@ class Rooms:
         self.root.mkdir(mode=0o711)
         self.root.chmod(0o711)  # whatever the umask
 
-    def take(self, tenant: str = "", service_id: str = "") -> Room:
+    def take(self, tenant: str, service_id: str) -> Room:
         """A fresh one each time, so that a service that is still ending never shares it with its successor.
-
-        Args:
-            tenant, service_id: for whom; nobody: it gets its name by `let` later.
 
         Raises:
             StoreUnavailable: the disk is full. InternalError: the directory can't be made, or all user ids are taken.
         """
-        path = self._path(tenant, service_id)
-        uid = self.take_uid()
+        room = Room(self._path(tenant, service_id), self.take_uid())
         try:
-            path.mkdir(mode=0o700)
-            if uid:
-                os.chown(path, uid, uid)
+            self._make(room)
+        except BaseException:
+            self.release_uid(room.uid)
+            raise
+        return room
+
+    async def take_ahead(self) -> Room:
+        """One for nobody yet; it gets its name by `let`. A directory can take milliseconds while the disk is busy, so a
+        thread makes it.
+
+        Raises:
+            as `take`.
+        """
+        room = Room(self._path("", ""), self.take_uid())
+        try:
+            await asyncio.to_thread(self._make, room)
+        except BaseException:
+            self.release_uid(room.uid)
+            raise
+        return room
+
+    @staticmethod
+    def _make(room: Room) -> None:
+        try:
+            room.work_dir.mkdir(mode=0o700)
+            if room.uid:
+                os.chown(room.work_dir, room.uid, room.uid)
         except OSError as error:
-            self.release_uid(uid)
             if error.errno in _NO_ROOM:
                 advice = f"no work directory can be made ({error.strerror}); free disk space, then try again"
                 raise StoreUnavailable(advice, retry_after_ms=1000) from None
             raise InternalError(f"no work directory can be made: {error.strerror}") from None
-        return Room(path, uid)
 
     def let(self, room: Room, tenant: str, service_id: str) -> Room:
         """A room that was taken for nobody, under the name of its service. Who is in it already stays in it."""

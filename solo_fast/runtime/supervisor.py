@@ -98,7 +98,14 @@ class Supervisor:
         self._zygote = zygote
         self._rooms = rooms
         self._pool = WarmPool(
-            zygote, link_limits, warm_pool, usual.bounds, limiter.enclose, limiter.enclosed, rooms.take, self._release
+            zygote,
+            link_limits,
+            warm_pool,
+            usual.bounds,
+            limiter.enclose,
+            limiter.enclosed,
+            rooms.take_ahead,
+            self._release,
         )
         self._settled: dict[str, Process] = {}  # work directory -> a blank that waits there for its service
         self.scratch = rooms.root

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sqlite3
@@ -235,13 +234,12 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         log.info("%s was brought from schema %d to %d", path, version, len(MIGRATIONS))
 
 
-def fold_log(path: Path) -> None:
+def fold_log(connection: sqlite3.Connection) -> None:
     """Put into the database what the write-ahead log holds, without keeping a writer waiting. Blocks."""
     try:
-        with contextlib.closing(connect_to_read(path)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     except sqlite3.Error as error:
-        log.debug("the write-ahead log of %s could not be folded in: %s", path, error)
+        log.debug("the write-ahead log could not be folded in: %s", error)
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:

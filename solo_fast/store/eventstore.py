@@ -96,6 +96,7 @@ class EventStore:
         self._lines: list[LogLine] = []
         self._handing_over = False
         self._folding: asyncio.TimerHandle | None = None
+        self._folder = database.connect_to_read(path)
 
     @classmethod
     def open(
@@ -132,6 +133,7 @@ class EventStore:
         """Start writing; callbacks come in `loop`."""
         self._loop = loop
         self._writer.begin(loop, self._written)
+        self._fold()
         if self.path.stat().st_size > database.QUICK_CHECK_BYTES:
             loop.run_in_executor(self._aside, self._check_structure)
 
@@ -244,7 +246,7 @@ class EventStore:
     def _fold(self) -> None:
         self._folding = None
         if not self._closed:
-            self._loop.run_in_executor(self._aside, database.fold_log, self.path)
+            self._loop.run_in_executor(self._aside, database.fold_log, self._folder)
 
     def _bound_ring(self) -> None:
         """Let go of what the ring has overwritten, and of its oldest where they are too large together."""
@@ -416,6 +418,7 @@ class EventStore:
         await self._loop.run_in_executor(self._reading, self._close_reader)
         self._reading.shutdown()
         await self._loop.run_in_executor(None, self._aside.shutdown)
+        self._folder.close()
         self._connection.close()
         self._head.close()
 
