@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from solo_fast.runtime.gauge import cpu_us
+from solo_fast.runtime.limits.gauge import cpu_us
 from tests.harness import Server
 
 AT_ONCE = 4

@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from solo_fast.runtime.gauge import resident_bytes
+from solo_fast.runtime.limits.gauge import resident_bytes
 from tests.harness import ROOT, Server, environment
 from tests.operations.watchers import EVENT_TYPE, SlowReader, read_slowly, watch_grpc, watch_sse
 

@@ -177,7 +177,7 @@ class Kernel:
         from solo_fast._ext.shedder import Shedder
         from solo_fast.domain.messages import ServiceLimits
         from solo_fast.operations import Operations
-        from solo_fast.runtime.limiter import Limiter, memory_ceiling
+        from solo_fast.runtime.limits.limiter import Limiter, memory_ceiling
         from solo_fast.runtime.process import LinkLimits
         from solo_fast.runtime.recovery import Recovery
         from solo_fast.runtime.spec import Limits
@@ -433,7 +433,7 @@ class Kernel:
     # -- what it says of itself ----------------------------------------------------------------------------------
 
     def _figures(self) -> dict[str, Any]:
-        from solo_fast.runtime.gauge import resident_bytes
+        from solo_fast.runtime.limits.gauge import resident_bytes
 
         read_only = self.store.refusal is not None
         return {

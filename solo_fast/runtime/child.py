@@ -17,7 +17,7 @@ from typing import Any
 
 from solo_fast._ext import blank
 from solo_fast.runtime import contract, program, sandbox
-from solo_fast.runtime.analysis import analyse
+from solo_fast.runtime.check.analysis import analyse
 from solo_fast.runtime.frames import (
     CODE_CHANGE,
     RESTORE,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from solo_fast.runtime.analysis import analyse
+from solo_fast.runtime.check.analysis import analyse
 from solo_fast.service import LIFECYCLE, Service
 
 MODULE_NAME = "solo_service"

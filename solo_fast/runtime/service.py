@@ -25,13 +25,14 @@ from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Circuit, Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.breaker import CircuitBreaker
+from solo_fast.runtime.check.examination import CLEAN, Examination
 from solo_fast.runtime.checkpoints import CheckpointStore
-from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.frames import RESTORE, Kind
-from solo_fast.runtime.gauge import cpu_us, resident_bytes
 from solo_fast.runtime.keepsake import Keepsake
-from solo_fast.runtime.limiter import Limiter
-from solo_fast.runtime.lograte import LogRate
+from solo_fast.runtime.limits.gauge import cpu_us, resident_bytes
+from solo_fast.runtime.limits.limiter import Limiter
+from solo_fast.runtime.limits.lograte import LogRate
+from solo_fast.runtime.limits.violation import Refusals, explanation
 from solo_fast.runtime.mailbox import Mailbox, Message
 from solo_fast.runtime.process import (
     UNSENT_BYTES_MAX,
@@ -43,7 +44,6 @@ from solo_fast.runtime.process import (
     deploy_failed,
 )
 from solo_fast.runtime.spec import Spec
-from solo_fast.runtime.violation import Refusals, explanation
 from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow
 
 RECENT_EVENTS = 10

@@ -16,11 +16,11 @@ from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.domain.layers import LayerReport
 from solo_fast.domain.messages import CodeCheck, Format, Stream
-from solo_fast.runtime.checkers import Checkers
+from solo_fast.runtime.check.checkers import Checkers
 from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.draining import end_all
-from solo_fast.runtime.gauge import Inherited
-from solo_fast.runtime.limiter import Limiter
+from solo_fast.runtime.limits.gauge import Inherited
+from solo_fast.runtime.limits.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
 from solo_fast.runtime.rooms import Room, Rooms

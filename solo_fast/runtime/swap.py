@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from solo_fast.domain.errors import AlreadyExists, NotFound, SoloError
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import CodeCheck, Format, Strategy, Stream
-from solo_fast.runtime.checkers import Checkers
+from solo_fast.runtime.check.checkers import Checkers
+from solo_fast.runtime.check.examination import CLEAN, Examination
 from solo_fast.runtime.checkpoints import CheckpointStore
-from solo_fast.runtime.examination import CLEAN, Examination
 from solo_fast.runtime.frames import CODE_CHANGE, RESTORE_IF_PERSISTENT, Kind
 from solo_fast.runtime.keepsake import Keepsake
 from solo_fast.runtime.process import Description, Owner, Process, deploy_failed
@@ -106,7 +106,7 @@ class _Candidate(Owner):
 
 
 class _Trial:
-    """A new version that is checked and starts, beside the service that it is for (runtime/checkers.py)."""
+    """A new version that is checked and starts, beside the service that it is for (runtime/check/checkers.py)."""
 
     process: Process
 

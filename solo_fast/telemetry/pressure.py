@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from solo_fast.domain.events import Event
-from solo_fast.runtime.crossing import Levels
+from solo_fast.runtime.limits.crossing import Levels
 
 PERCENTS = (80, 90)
 ROUND_S = 1.0
@@ -108,6 +108,6 @@ def thread_count() -> int:
 
 
 def _resident_bytes() -> int:
-    from solo_fast.runtime.gauge import resident_bytes
+    from solo_fast.runtime.limits.gauge import resident_bytes
 
     return resident_bytes(os.getpid())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from solo_fast.runtime.courtesy import BUSY_SHARE, CALM_SHARE, PATIENCE_S, Courtesy, may_renice
+from solo_fast.runtime.limits.courtesy import BUSY_SHARE, CALM_SHARE, PATIENCE_S, Courtesy, may_renice
 from tests.harness import Server, descendants, eventually
 
 SPINNER = """

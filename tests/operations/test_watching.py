@@ -12,7 +12,7 @@ import pytest
 
 from solo_fast.gateway.wire import solo_pb2 as pb
 from solo_fast.operations.caller import Caller
-from solo_fast.runtime.gauge import resident_bytes
+from solo_fast.runtime.limits.gauge import resident_bytes
 from tests.gateway.clients import EventSource, in_flight, settles, stub
 from tests.harness import DEADLINE_S, Server, eventually
 from tests.operations.watchers import EVENT_TYPE, SlowReader, read_slowly, subscribe, watch_grpc, watch_sse

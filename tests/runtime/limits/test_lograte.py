@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from solo_fast.runtime import lograte
-from solo_fast.runtime.lograte import EASED_S, LINE_BYTES, LogRate
+from solo_fast.runtime.limits import lograte
+from solo_fast.runtime.limits.lograte import EASED_S, LINE_BYTES, LogRate
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import orjson
 
 from solo_fast.domain.events import Event
-from solo_fast.runtime.crossing import Crossing
+from solo_fast.runtime.limits.crossing import Crossing
 
 Action = Literal["kill", "throttle", "warn"]
 """What happens at a limit: the process is ended; the service gets less, or more slowly; it is only said."""

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo_fast.runtime import analysis
-from solo_fast.runtime.analysis import FINDINGS_MAX, analyse
-from solo_fast.runtime.rules import SOURCE_MAX
+from solo_fast.runtime.check import analysis
+from solo_fast.runtime.check.analysis import FINDINGS_MAX, analyse
+from solo_fast.runtime.check.rules import SOURCE_MAX
 from tests.harness import ROOT
 
 

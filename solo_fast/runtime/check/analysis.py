@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from solo_fast.runtime import rules
-from solo_fast.runtime.rules import Rule
+from solo_fast.runtime.check import rules
+from solo_fast.runtime.check.rules import Rule
 
 FINDINGS_MAX = 50
 """Findings that a result carries; the most severe ones where there are more."""

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from solo_fast.domain.errors import DeployFailed
 from solo_fast.domain.messages import Finding
-from solo_fast.runtime.analysis import FINDINGS_MAX
+from solo_fast.runtime.check.analysis import FINDINGS_MAX
 
 EVENT_FINDINGS_MAX = 10
 

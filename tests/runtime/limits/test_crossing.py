@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from solo_fast.runtime.crossing import REST_S, Crossing, Levels
+from solo_fast.runtime.limits.crossing import REST_S, Crossing, Levels
 
 
 def test_a_crossing_is_told_once_and_again_after_it_has_eased():

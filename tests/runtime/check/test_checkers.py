@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from solo_fast.domain.errors import DeployFailed, InternalError
-from solo_fast.runtime.checkers import Checkers
-from solo_fast.runtime.examination import CLEAN
+from solo_fast.runtime.check.checkers import Checkers
+from solo_fast.runtime.check.examination import CLEAN
 from solo_fast.runtime.rooms import Rooms
 
 

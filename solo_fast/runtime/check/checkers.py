@@ -20,7 +20,7 @@ import msgspec
 from solo_fast.domain.errors import DeployFailed, InternalError
 from solo_fast.domain.messages import CodeCheck
 from solo_fast.runtime.bounds import Bounds
-from solo_fast.runtime.examination import CLEAN, Examination, unchecked
+from solo_fast.runtime.check.examination import CLEAN, Examination, unchecked
 from solo_fast.runtime.frames import Kind
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import Description, Process, Source

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from solo_fast.runtime.courtesy import Courtesy
-from solo_fast.runtime.crossing import Crossing
-from solo_fast.runtime.gauge import Gauge
+from solo_fast.runtime.limits.courtesy import Courtesy
+from solo_fast.runtime.limits.crossing import Crossing
+from solo_fast.runtime.limits.gauge import Gauge
 
 if TYPE_CHECKING:
-    from solo_fast.runtime.brake import DutyCycle
-    from solo_fast.runtime.cgroup import Group
+    from solo_fast.runtime.limits.brake import DutyCycle
+    from solo_fast.runtime.limits.cgroup import Group
     from solo_fast.runtime.process import Process
     from solo_fast.runtime.service import Service
     from solo_fast.runtime.spec import Limits

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from solo_fast._ext.tree import disk_usage
-from solo_fast.runtime.ward import Ward
+from solo_fast.runtime.limits.ward import Ward
 
 BYTES_A_CPU_S = 4 << 30
 """Nobody writes faster, so that CPU time used bounds what can have been written since the last walk."""

@@ -11,8 +11,8 @@ import os
 import resource
 
 from solo_fast._ext import probe
-from solo_fast.runtime.cgroup import Group
 from solo_fast.runtime.family import add_below
+from solo_fast.runtime.limits.cgroup import Group
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")

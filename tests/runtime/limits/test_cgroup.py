@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from solo_fast.runtime import cgroup
-from solo_fast.runtime.cgroup import Cgroups, Group
+from solo_fast.runtime.limits import cgroup
+from solo_fast.runtime.limits.cgroup import Cgroups, Group
 from tests.harness import eventually
 
 MIB = 1 << 20

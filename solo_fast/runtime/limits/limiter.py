@@ -1,8 +1,8 @@
 """Holds services to their limits: memory, CPU share, processes, disk; and looks after the ease of the others.
 
-Where there are cgroups (runtime/cgroup.py) Linux keeps the limits and this room tells of it. Where not, it samples:
-each service once a second, those that are busy or near a limit ten times. A service that has used no CPU time since
-the last look can't have changed, so that an idle one costs a single system call.
+Where there are cgroups (runtime/limits/cgroup.py) Linux keeps the limits and this room tells of it. Where not, it
+samples: each service once a second, those that are busy or near a limit ten times. A service that has used no CPU time
+since the last look can't have changed, so that an idle one costs a single system call.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from solo_fast._ext.probe import Watchlist
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Usage
-from solo_fast.runtime.brake import Brakes
-from solo_fast.runtime.cgroup import Cgroups, Group, folder_name
-from solo_fast.runtime.courtesy import CALM_SHARE
-from solo_fast.runtime.diskquota import DiskQuota
-from solo_fast.runtime.gauge import Kept, clock_id
-from solo_fast.runtime.violation import Action, violation
-from solo_fast.runtime.ward import Ward
+from solo_fast.runtime.limits.brake import Brakes
+from solo_fast.runtime.limits.cgroup import Cgroups, Group, folder_name
+from solo_fast.runtime.limits.courtesy import CALM_SHARE
+from solo_fast.runtime.limits.diskquota import DiskQuota
+from solo_fast.runtime.limits.gauge import Kept, clock_id
+from solo_fast.runtime.limits.violation import Action, violation
+from solo_fast.runtime.limits.ward import Ward
 
 if TYPE_CHECKING:
     from solo_fast.runtime.process import Process

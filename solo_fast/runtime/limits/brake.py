@@ -14,7 +14,7 @@ import signal
 import time
 from concurrent.futures import Executor
 
-from solo_fast.runtime.ward import Ward
+from solo_fast.runtime.limits.ward import Ward
 
 log = logging.getLogger("solo.brake")
 
