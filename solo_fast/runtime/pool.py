@@ -86,7 +86,7 @@ class WarmPool:
             InternalError: none could be made.
         """
         while self._blanks:
-            process = self._blanks.pop()
+            process = self._blanks.pop(0)  # the oldest: it is surely in its cgroup
             if _usable(process):
                 return process
         forking = asyncio.get_running_loop().create_task(self._fork(source, owner))
