@@ -359,6 +359,7 @@ class Process(asyncio.Protocol):
 
     def _give_order(self, kind: int, source: Source) -> None:
         self._loading = self._loop.create_future()
+        self._loading.add_done_callback(_heard)  # nobody may wait for it yet when the process ends
         self._write(self._order_frame(kind, source))
 
     async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
@@ -702,6 +703,12 @@ class Process(asyncio.Protocol):
             await asyncio.wait([pipe.closed for pipe in self._pipes], timeout=OUTPUT_SECONDS_MAX)
         for pipe in self._pipes:
             pipe.close()
+
+
+def _heard(loading: asyncio.Future[Any]) -> None:
+    """Asyncio complains of an error that nobody has asked for."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 class _EndedEarlyError(Exception):
