@@ -1,0 +1,78 @@
+"""Blanks that are confined before anybody asks for them: each service still gets its own room and its own limits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Server, descendants, eventually
+
+MIB = 1 << 20
+WHERE = """
+import os, resource
+
+def where():
+    return {
+        "cwd": os.getcwd(),
+        "home": os.environ["HOME"],
+        "id": os.environ["SOLO_SERVICE_ID"],
+        "tenant": os.getenv("SOLO_TENANT"),
+        "uid": os.getuid(),
+        "data": resource.getrlimit(resource.RLIMIT_DATA)[0],
+    }
+"""
+
+
+def blanks(server: Server) -> list[int]:
+    """Children of the zygote that still have its name."""
+    found = {pid: _name_and_parent(pid) for pid in descendants(server.pid)}
+    return [pid for pid, (name, parent) in found.items() if name == "solo-zygote" and parent != server.pid]
+
+
+def _name_and_parent(pid: int) -> tuple[str, int]:
+    try:
+        before, after = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return "", 0
+    return before.split("(", 1)[1], int(after.split()[1])
+
+
+def test_each_service_has_a_room_of_its_own_under_its_name(server: Server) -> None:
+    seen = []
+    for number in range(10):  # more than there are blanks
+        server.deploy(f"roomer-{number}", WHERE)
+        where = server.call(f"roomer-{number}", "where")
+        assert where["cwd"] == where["home"]
+        assert Path(where["cwd"]).name.startswith(f"acme.roomer-{number}.")
+        assert (where["id"], where["tenant"]) == (f"roomer-{number}", "acme")
+        seen.append((where["cwd"], where["uid"]))
+    assert len({cwd for cwd, _ in seen}) == 10
+    if os.geteuid() == 0:
+        assert len({uid for _, uid in seen}) == 10
+
+
+@pytest.mark.parametrize("mib", [256, 64, 512])
+def test_a_service_is_held_to_its_own_limits_and_not_to_the_usual(server: Server, mib: int) -> None:
+    server.deploy("limited", WHERE, replace=True)
+    server.request("DELETE", "/services/limited?force")
+    server.deploy("limited", WHERE, limits={"max_memory_bytes": mib * MIB})
+    assert server.call("limited", "where")["data"] == (2 * mib + 256) * MIB
+    server.request("DELETE", "/services/limited?force")
+
+
+def test_blanks_that_were_killed_are_replaced_and_their_rooms_go(own_server: Server) -> None:
+    def hidden() -> set[str]:
+        return {name for name in os.listdir(own_server.data_dir / "work") if name.startswith(".blank.")}
+
+    own_server.deploy("first", WHERE)
+    eventually(lambda: len(blanks(own_server)) >= 8 and len(hidden()) == 6, "the pool is full")
+    before = hidden()
+    for pid in blanks(own_server):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not blanks(own_server), "they are gone")
+    own_server.deploy("second", WHERE)
+    assert own_server.call("second", "where")["id"] == "second"
+    eventually(lambda: len(hidden()) == 6 and not hidden() & before, "others have taken their place")
