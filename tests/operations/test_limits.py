@@ -438,9 +438,14 @@ def test_no_group_is_left_however_the_kernel_ends(tmp_path, number):
         assert any(group.is_dir() for group in groups)
         server.start()
         assert server.call("one", "pid")
-        eventually(lambda: not any(group.exists() for group in groups), "the killed kernel's groups are gone")
-        groups = cgroups_of(server)
-        assert all(group.is_dir() for group in groups)
+        former, groups = groups, []
+
+        def only_new() -> bool:
+            groups[:] = cgroups_of(server)
+            return bool(groups) and not {*groups} & {*former} and all(group.is_dir() for group in groups)
+
+        eventually(only_new, "the killed kernel's groups are gone, and off the record")
+        assert not any(group.exists() for group in former)
         server.stop()
     assert not any(group.exists() for group in groups)
     assert cgroups_of(server) == []

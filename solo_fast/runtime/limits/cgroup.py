@@ -164,10 +164,14 @@ class Cgroups:
         lines = [f"{base}\n" for base in dict.fromkeys(bases) if base.exists()]
         if self._record is None:
             return
-        if lines:
-            self._record.write_text("".join(lines))
-        else:
+        if not lines:
             self._record.unlink(missing_ok=True)
+            return
+        fresh = self._record.with_suffix(".new")
+        with contextlib.suppress(OSError):  # without room, the record names more than there is, which does no harm
+            fresh.touch(mode=0o600)
+            fresh.write_text("".join(lines))
+            fresh.replace(self._record)  # whole at any moment: the kernel after a killed one goes by it
 
 
 class Group:
