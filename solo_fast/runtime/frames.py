@@ -2,7 +2,7 @@
 
 A frame is a header of nine bytes, little endian (u32 length of what follows the length, u8 kind, u32 message id),
 and a body. Bodies are JSON, but for CALL and CAST (u8 length of the method's name, the name, then the caller's JSON
-arguments untouched), orders and CODE (see below). Both ends import this module, so it imports next to nothing.
+arguments untouched), orders (runtime/orders.py) and CODE. Both ends import this module, so it imports next to nothing.
 """
 
 from __future__ import annotations
