@@ -103,10 +103,11 @@ class PutService:
             (*key, version.number, version.deployed_ms, version.origin, version.format, version.filename,
              version.source, msgspec.json.encode(version.settings)),
         )  # fmt: skip
-        connection.execute(
-            "DELETE FROM versions WHERE tenant = ? AND service_id = ? AND version <= ?",
-            (*key, version.number - VERSIONS_KEPT),
-        )
+        if version.number > VERSIONS_KEPT:
+            connection.execute(
+                "DELETE FROM versions WHERE tenant = ? AND service_id = ? AND version <= ?",
+                (*key, version.number - VERSIONS_KEPT),
+            )
 
 
 @dataclass(frozen=True, slots=True)

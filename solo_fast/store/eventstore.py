@@ -95,6 +95,7 @@ class EventStore:
         self._commits: list[Commit] = []
         self._lines: list[LogLine] = []
         self._handing_over = False
+        self._one_by_one = True  # the writer is free, and what it wrote last came alone
         self._folding: asyncio.TimerHandle | None = None
         self._folder = database.connect_to_read(path)
 
@@ -178,9 +179,12 @@ class EventStore:
         return commit.done
 
     def _put(self, commit: Commit) -> None:
-        """To the writer, together with what else this turn of the loop brings: each handing over has its price."""
+        """To the writer, together with what else this turn of the loop brings: each handing over has its price. Where
+        they come one by one this one goes at once."""
         self._commits.append(commit)
-        if not self._handing_over:
+        if self._one_by_one:
+            self._hand_over()
+        elif not self._handing_over:
             self._hand_over_soon()
 
     def _hand_over_soon(self) -> None:
@@ -190,6 +194,7 @@ class EventStore:
     def _hand_over(self) -> None:
         self._handing_over = False
         if self._commits or self._lines:
+            self._one_by_one = False
             self._writer.put(self._commits, self._lines)
             self._commits, self._lines = [], []
 
@@ -209,6 +214,7 @@ class EventStore:
             self._hand_over_soon()
 
     def _written(self, written: Written) -> None:
+        self._one_by_one = not written.crowded
         if written.error is None:
             append, remember = self.ring.append, self._remember
             for commit in written.commits:
@@ -439,7 +445,7 @@ def _within(rows: Iterable[Sequence[Any]], bytes_max: int) -> Iterator[Sequence[
 def _event(row: Sequence[Any]) -> Event:
     event_id, timestamp_ms, tenant, event_type, subject, payload, causation_id = row
     return Event(
-        tenant, event_type, subject, payload, event_id=event_id, timestamp_ms=timestamp_ms, causation_id=causation_id
+        tenant, event_type, subject, payload, id=event_id, timestamp_ms=timestamp_ms, causation_id=causation_id
     )
 
 

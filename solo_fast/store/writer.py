@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from solo_fast.domain.errors import InternalError, SoloError
 from solo_fast.domain.events import Event
 from solo_fast.store.backlog import Backlog, LostLines
@@ -50,8 +52,7 @@ _IN_STEP = 128
 """Commits that come together, from which on they may be split."""
 
 
-@dataclass(slots=True)
-class Commit:
+class Commit(msgspec.Struct, eq=False):
     """Events and changes that are recorded together.
 
     Attributes:
@@ -67,11 +68,15 @@ class Commit:
 
 @dataclass(slots=True)
 class Written:
-    """What one transaction did, for the loop: it failed as a whole where `error` is set."""
+    """What one transaction did, for the loop: it failed as a whole where `error` is set.
+
+    `crowded`: others were waiting by then.
+    """
 
     commits: list[Commit]
     lines: list[LogLine] = field(default_factory=list)
     error: SoloError | None = None
+    crowded: bool = False
 
 
 class Writer(threading.Thread):
@@ -180,7 +185,7 @@ class Writer(threading.Thread):
             error = self._attempt(commits, None) if commits else None
         if error is None:
             if commits or lines:
-                self._tell(Written(commits, lines))
+                self._tell(Written(commits, lines, crowded=len(commits) > 1 or bool(self._commits)))
         elif is_refusal(error):
             self._begin_refusing(error)
             self._refuse(commits, lines, self._refusal)
