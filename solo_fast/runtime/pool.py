@@ -40,7 +40,8 @@ class WarmPool:
 
     Args:
         size: how many to keep; 0 forks for each deploy.
-        usual: what the settled ones are confined to.
+        usual: what the settled ones are confined to, beside the closed ports.
+        closed_ports: which ports of this host a service of that network may not connect to; waited for.
         enclose, enclosed: told of each new process; and waited for, where there is time.
         take_room, leave_room: give the settled ones their rooms, and take back the room of one that ended as a blank.
 
@@ -54,6 +55,7 @@ class WarmPool:
         limits: LinkLimits,
         size: int,
         usual: Bounds,
+        closed_ports: Callable[[str], Awaitable[tuple[int, ...]]],
         enclose: Callable[[Process], None],
         enclosed: Callable[[Process], Awaitable[object]],
         take_room: Callable[[], Awaitable[Room]],
@@ -64,6 +66,7 @@ class WarmPool:
         self._unsettled_size = -(-size // UNSETTLED_SHARE)
         self._settled_size = size - self._unsettled_size
         self._usual = usual
+        self._closed_ports = closed_ports
         self._enclose = enclose
         self._enclosed = enclosed
         self._take_room = take_room
@@ -157,8 +160,10 @@ class WarmPool:
     async def _settle(self, process: Process) -> None:
         room = None
         try:
+            closed_ports = await self._closed_ports(self._usual.network)
             room = await self._take_room()
-            await process.settle(str(room.work_dir), self._usual._replace(uid=room.uid), SETTLE_SECONDS_MAX)
+            bounds = self._usual._replace(uid=room.uid, closed_ports=closed_ports)
+            await process.settle(str(room.work_dir), bounds, SETTLE_SECONDS_MAX)
             await self._enclosed(process)
         except BaseException as error:
             process.kill()

@@ -22,6 +22,7 @@ from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, messa
 from solo_fast.runtime.mailbox import Message
 from solo_fast.runtime.orders import Order
 from solo_fast.runtime.output import PipeReader
+from solo_fast.runtime.spec import Spec
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
 UNSENT_BYTES_MAX = 32 * 1024 * 1024  # what a service may leave unread on its link
@@ -64,6 +65,24 @@ class Source:
     program: Program | None = None
     hand_over: str = ""
     state: bytes = b""
+
+    @classmethod
+    def of(
+        cls, spec: Spec, closed_ports: tuple[int, ...], code: bytes, hand_over: str = "", state: bytes = b""
+    ) -> Source:
+        """Of a service's spec; `closed_ports` as in Bounds."""
+        return cls(
+            spec.tenant,
+            spec.service_id,
+            spec.version.filename,
+            spec.text,
+            str(spec.room.work_dir),
+            spec.bounds(closed_ports),
+            code,
+            spec.program,
+            hand_over,
+            state,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +320,13 @@ class Process(asyncio.Protocol):
         await self._order(Kind.SETTLE, Source("", "", "", b"", work_dir, bounds), timeout_s, "settle")
         self.settled = True
 
-    def begin(self, source: Source, owner: Owner) -> None:
-        """Give a settled one its order ahead of `load`: it comes up while the kernel sees to the rest."""
-        self.owner = owner
-        self._give_order(Kind.LOAD, source)
+    def begin(self, source: Source) -> None:
+        """Give a settled one its order ahead of `load`: it comes up while the kernel sees to the rest.
+
+        It needs its owner before the next turn of the loop, when it may say something.
+        """
+        if self._loading is None:
+            self._give_order(Kind.LOAD, source)
 
     async def _become(self, source: Source, program: Program, timeout_s: float) -> Description:
         """Turn the blank into an external binary, and wait until it accepts where it will be called."""

@@ -77,7 +77,7 @@ class House(Protocol):
     @property
     def limiter(self) -> Limiter: ...
     async def new_process(self, source: Source, owner: Owner) -> Process: ...
-    async def own_ports(self) -> tuple[int, ...]: ...
+    async def closed_ports(self, network: str) -> tuple[int, ...]: ...
     def refill(self) -> None: ...
     def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
     def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
@@ -195,25 +195,15 @@ class Service(Owner):
             DeployFailed, ShuttingDown, InternalError: as `start`.
         """
         code = self.house.code_for(spec.tenant, hashlib.sha256(spec.text).digest())
-        closed_ports = () if spec.limits.network == "none" else await self.house.own_ports()
-        source = Source(
-            spec.tenant,
-            spec.service_id,
-            spec.version.filename,
-            spec.text,
-            str(spec.room.work_dir),
-            spec.bounds(closed_ports),
-            code,
-            spec.program,
-            hand_over,
-            state,
-        )
+        closed_ports = await self.house.closed_ports(spec.limits.network)
+        source = Source.of(spec, closed_ports, code, hand_over, state)
         process = await self.house.new_process(source, owner)
         self.beside.add(process)
         self.violation = None
         try:
             if process.settled:
-                process.begin(source, owner)
+                process.owner = owner
+                process.begin(source)
             await self.house.limiter.confine(self, process, spec.limits)
             if self._ended:
                 raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)

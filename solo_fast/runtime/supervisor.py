@@ -102,6 +102,7 @@ class Supervisor:
             link_limits,
             warm_pool,
             usual.bounds,
+            self.closed_ports,
             limiter.enclose,
             limiter.enclosed,
             rooms.take_ahead,
@@ -181,8 +182,11 @@ class Supervisor:
             former.spec.version.number if former is not None else self._versions_before.get((tenant, service_id), 0)
         )
         version = Version(number + 1, time.time_ns() // 1_000_000, "deploy", format, filename, text, settings)
-        room = former.spec.room if former is not None else self._room_for(tenant, service_id, limits, format)
-        service = Service(Spec(tenant, service_id, version, limits, room), self)
+        if former is not None:
+            spec = Spec(tenant, service_id, version, limits, former.spec.room)
+        else:
+            spec = self._move_in(tenant, service_id, version, limits, code_check)
+        service = Service(spec, self)
         if former is not None:
             service.created_at = former.created_at
             former.replacing = True
@@ -193,7 +197,7 @@ class Supervisor:
         except BaseException:
             if former is None:
                 self.services.remove(tenant, service_id)
-                self._release(room)
+                self._release(spec.room)
             raise
         finally:
             if former is not None:
@@ -202,13 +206,20 @@ class Supervisor:
             await self._take_over(former, service)
         return service
 
-    def _room_for(self, tenant: str, service_id: str, limits: Limits, format: Format) -> Room:
-        settled = self._pool.take_settled(limits.bounds) if format == "python_source" else None
+    def _move_in(self, tenant: str, service_id: str, version: Version, limits: Limits, code_check: CodeCheck) -> Spec:
+        """A spec with a fresh room. Where a blank waits in it, that one gets to work before all else is ready for it.
+
+        Raises:
+            as `Rooms.take`.
+        """
+        settled = self._pool.take_settled(limits.bounds) if version.format == "python_source" else None
         if settled is None:
-            return self._rooms.take(tenant, service_id)
-        room = self._rooms.let(settled.room, tenant, service_id)
-        self._settled[str(room.work_dir)] = settled.process
-        return room
+            return Spec(tenant, service_id, version, limits, self._rooms.take(tenant, service_id))
+        spec = Spec(tenant, service_id, version, limits, self._rooms.let(settled.room, tenant, service_id))
+        if self.checkers.cleared(tenant, spec.text, code_check):
+            settled.process.begin(Source.of(spec, (), self.code_for(tenant, hashlib.sha256(spec.text).digest())))
+        self._settled[str(spec.room.work_dir)] = settled.process
+        return spec
 
     def check_open(self) -> None:
         """Raises ShuttingDown where the time of deploys is over."""
@@ -345,9 +356,10 @@ class Supervisor:
             self._own_ports = asyncio.get_running_loop().create_future()
         return self._own_ports
 
-    async def own_ports(self) -> tuple[int, ...]:
-        """The kernel's own ports, once its gateways have opened them."""
-        return await asyncio.shield(self._ports())
+    async def closed_ports(self, network: str) -> tuple[int, ...]:
+        """The ports of this host that a service of that network may not connect to: the kernel's own, once they are
+        open. None where it has no network that leads there."""
+        return () if network == "none" else await asyncio.shield(self._ports())
 
     async def new_process(self, source: Source, owner: Owner) -> Process:
         settled = self._settled.pop(source.work_dir, None)

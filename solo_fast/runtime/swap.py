@@ -280,7 +280,7 @@ class Swaps:
         if not report["ok"]:
             raise deploy_failed(report["diagnostics"][0]["message"], report["diagnostics"])
         if code_check == "deny":
-            examination = await checkers.examination(spec.tenant, spec.text)
+            examination = await checkers.checking(spec.tenant, spec.text)
             if examination.errors:
                 raise examination.refusal()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,22 @@ def test_blanks_that_were_killed_are_replaced_and_their_rooms_go(own_server: Ser
     own_server.deploy("second", WHERE)
     assert own_server.call("second", "where")["id"] == "second"
     eventually(lambda: len(hidden()) == 6 and not hidden() & before, "others have taken their place")
+
+
+def test_no_blank_reaches_the_kernels_ports_where_loopback_is_usual(tmp_path: Path) -> None:
+    code = (
+        "import socket\n"
+        "def reach(port):\n"
+        "    try:\n"
+        "        socket.create_connection(('127.0.0.1', port), timeout=2).close()\n"
+        "    except OSError as error:\n"
+        "        return type(error).__name__\n"
+        "    return 'reached'\n"
+    )
+    with Server(tmp_path, SOLO_SERVICE_NETWORK="loopback") as server, socket.create_server(("127.0.0.1", 0)) as other:
+        eventually(lambda: len(blanks(server)) >= 8, "the pool is full")
+        for number in range(3):
+            server.deploy(f"local-{number}", code)
+            assert server.call(f"local-{number}", "reach", [other.getsockname()[1]]) == "reached"
+            for port in (server.http_port, server.grpc_port):
+                assert server.call(f"local-{number}", "reach", [port]) == "PermissionError"

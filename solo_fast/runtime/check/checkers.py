@@ -40,6 +40,10 @@ log = logging.getLogger("solo.checkers")
 _Key = tuple[str, bytes]  # tenant, hash of the source
 
 
+def _key(tenant: str, text: bytes) -> _Key:
+    return tenant, hashlib.sha256(text).digest()
+
+
 class Startable(Protocol):
     """What is checked before it starts, or while it does: a Service."""
 
@@ -155,13 +159,22 @@ class Checkers:
         """
         return await self._ask(Kind.CHECK, filename, text)
 
-    async def examination(self, tenant: str, text: bytes) -> Examination:
-        """The findings of a source, remembered where this tenant's same source was checked before."""
-        key = tenant, hashlib.sha256(text).digest()
+    def _known_examination(self, tenant: str, text: bytes) -> Examination | None:
+        key = _key(tenant, text)
         known = self._known.get(key)
         if known is not None:
             self._known.move_to_end(key)
-            return known
+        return known
+
+    def cleared(self, tenant: str, text: bytes, policy: CodeCheck) -> bool:
+        """Whether a source may run before it has been looked at, or is known to be fine."""
+        if policy != "deny":
+            return True
+        known = self._known_examination(tenant, text)
+        return known is not None and not known.errors
+
+    async def _examination(self, tenant: str, text: bytes) -> Examination:
+        key = _key(tenant, text)
         task = self._examining.get(key)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._examine(key, text))
@@ -180,6 +193,16 @@ class Checkers:
             self._known.popitem(last=False)
         return found
 
+    def checking(self, tenant: str, text: bytes) -> asyncio.Future[Examination]:
+        """The findings of a source, done already where this tenant's same source was checked before."""
+        known = self._known_examination(tenant, text)
+        loop = asyncio.get_running_loop()
+        if known is None:
+            return loop.create_task(self._examination(tenant, text))
+        checking: asyncio.Future[Examination] = loop.create_future()
+        checking.set_result(known)
+        return checking
+
     async def start(self, service: Startable, policy: CodeCheck) -> Description:
         """Start a service whose source is checked: before it runs where the policy is `deny`, else meanwhile.
 
@@ -191,7 +214,7 @@ class Checkers:
         spec = service.spec
         if policy == "off" or spec.program is not None:
             return await service.start()
-        checking = asyncio.get_running_loop().create_task(self.examination(spec.tenant, spec.text))
+        checking = self.checking(spec.tenant, spec.text)
         try:
             if policy == "deny" and (await checking).errors:
                 raise checking.result().refusal()
