@@ -24,7 +24,7 @@ from solo_fast.operations.streams import merge
 from solo_fast.runtime.service import Service
 from solo_fast.runtime.spec import Limits
 from solo_fast.runtime.supervisor import Supervisor
-from solo_fast.runtime.swap import Wanted
+from solo_fast.runtime.swap.swaps import Wanted
 from solo_fast.store.database import StoreUnavailable
 from solo_fast.store.desired import (
     PutRegistration,

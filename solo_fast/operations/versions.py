@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from solo_fast.domain import messages as m
 from solo_fast.domain.errors import InvalidRequest
 from solo_fast.operations.views import time_of
-from solo_fast.runtime.swap import Swapped
+from solo_fast.runtime.swap.swaps import Swapped
 from solo_fast.store.desired import Version
 
 

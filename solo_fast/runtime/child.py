@@ -26,12 +26,12 @@ from solo_fast.runtime.frames import (
     frame,
     message_body,
 )
-from solo_fast.runtime.handover import Custody, run_plainly
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
 from solo_fast.runtime.orders import Order
 from solo_fast.runtime.sandbox import LINK_FD
 from solo_fast.runtime.state import wait_for
+from solo_fast.runtime.swap.handover import Custody, run_plainly
 from solo_fast.service import Service
 
 _RESTORING = (RESTORE, RESTORE_IF_PERSISTENT)

@@ -20,10 +20,10 @@ from typing import Any
 
 from solo_fast.runtime.contract import Callee, is_coroutine_function
 from solo_fast.runtime.frames import Kind, split_message
-from solo_fast.runtime.handover import INFO, SAVED_ON, Custody, call_plainly, run_plainly
 from solo_fast.runtime.idleness import FIRST_IDLE_S, IDLE_S, give_back
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.state import Timers, pack, wait_for
+from solo_fast.runtime.swap.handover import INFO, SAVED_ON, Custody, call_plainly, run_plainly
 from solo_fast.service import Service
 
 SAVE = -1

@@ -29,6 +29,7 @@ UNSENT_BYTES_MAX = 32 * 1024 * 1024  # what a service may leave unread on its li
 EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for, and its last frames
 LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
+DIAGNOSTICS_MAX = 10  # in an event
 KEPT_BYTES_MAX = 32 * 1024 * 1024  # arguments kept for a second sending, of one process
 
 log = logging.getLogger("solo.process")
@@ -743,6 +744,11 @@ def deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None)
     """The error of a source that did not become a running service; always with a diagnostic."""
     shown = diagnostics or [{"line": 0, "column": 0, "message": message, "text": ""}]
     return DeployFailed(message, details={"diagnostics": shown})
+
+
+def told_of(error: SoloError) -> dict[str, Any]:
+    """What an event tells of a start that failed. Who asked for it got all diagnostics."""
+    return {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:DIAGNOSTICS_MAX]}
 
 
 def _error_of(body: bytes) -> SoloError:

@@ -1,138 +1,76 @@
-"""One deployed service: the supervised life of its process, and its mailbox."""
+"""One deployed service: the supervised life of its process, from one version to the next."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from solo_fast.domain.errors import (
-    BreakerOpen,
-    DeadlineExceeded,
-    NotFound,
     ServiceError,
     ShuttingDown,
     SoloError,
-    TenantOverloaded,
 )
 from solo_fast.domain.events import Event
-from solo_fast.domain.messages import Circuit, Figures, ServiceState, Stream
+from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.breaker import CircuitBreaker
 from solo_fast.runtime.check.examination import CLEAN, Examination
-from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.frames import RESTORE, Kind
-from solo_fast.runtime.keepsake import Keepsake
+from solo_fast.runtime.house import House
 from solo_fast.runtime.limits.gauge import cpu_us, resident_bytes
-from solo_fast.runtime.limits.limiter import Limiter
 from solo_fast.runtime.limits.lograte import LogRate
 from solo_fast.runtime.limits.violation import Refusals, explanation
-from solo_fast.runtime.mailbox import Mailbox, Message
 from solo_fast.runtime.process import (
-    UNSENT_BYTES_MAX,
     Description,
     Ending,
     Owner,
     Process,
     Source,
     deploy_failed,
+    told_of,
 )
+from solo_fast.runtime.reception import Reception
 from solo_fast.runtime.spec import Spec
-from solo_fast.store.desired import Change, NoteRestarts, PutService, ServiceRow
-
-RECENT_EVENTS = 10
-PROBING_RETRY_MS = 100  # while the calls that are to close or open a half-open circuit are under way
+from solo_fast.runtime.swap.probation import Probation
+from solo_fast.store.desired import NoteRestarts, PutService, ServiceRow
 
 
-@dataclass(slots=True)
-class Probation:
-    """The time in which a swap can be taken back.
-
-    Attributes:
-        former: the version before it; persist: whether that one kept its state; examination: its check's findings.
-        state: of the moment of the swap; what happened since is lost if it is taken back.
-        cause: the event of the swap.
-        end: of the time; None while the swap is not on record yet.
-    """
-
-    former: Spec
-    persist: bool
-    examination: Examination
-    state: Keepsake
-    cause: Event
-    end: asyncio.TimerHandle | None = None
-
-
-class House(Protocol):
-    """What a service needs of the room that it lives in: the supervisor."""
-
-    checkpoints: CheckpointStore
-
-    @property
-    def limiter(self) -> Limiter: ...
-    async def new_process(self, source: Source, owner: Owner) -> Process: ...
-    async def closed_ports(self, network: str) -> tuple[int, ...]: ...
-    def refill(self) -> None: ...
-    def note(self, *events: Event, changes: Sequence[Change] = ()) -> None: ...
-    def log_line(self, tenant: str, service_id: str, stream: Stream, line: str) -> None: ...
-    def serve_request(self, service: Service, process: Process, message_id: int, body: bytes) -> None: ...
-    def code_for(self, tenant: str, digest: bytes) -> bytes: ...
-    def keep_code(self, tenant: str, digest: bytes, code: bytes) -> None: ...
-    @property
-    def logs_saturated(self) -> bool: ...
-    async def logs_drained(self) -> None: ...
-
-
-class Service(Owner):
+class Service(Reception):
     """A deployed service and its supervisor.
 
     Its process may crash and be replaced; the service, its id, its limits and its figures stay.
 
     Attributes:
-        state: what `status` shows. A service is alive while it is running.
-        restarts: how often its process was replaced after a crash.
         requests_pending: what it has asked of the kernel and is not answered yet.
         replacing: its successor is coming up.
         beside: processes that load or stand by to take the place of the present one, and those that end.
         examination: what the static check of its source found.
-        breaker: its circuit, which calls pass; a new version has a new one.
         violation: for which limit the newest process that did not come up was killed.
-        log_rate, refusals, disk_bytes: what the limiter keeps of it from one process to the next.
+        log_rate, disk_bytes: what the limiter keeps of it from one process to the next.
     """
 
     def __init__(self, spec: Spec, house: House) -> None:
-        self.spec = spec
-        self.house = house
-        self.state: ServiceState = "starting"
+        refusals = Refusals(spec.tenant, spec.service_id, house.note, lambda: house.limiter.uneasy(self))
+        super().__init__(spec, house, refusals)
         self.created_at = self.updated_at = _time_of(time.time_ns() // 1_000_000)
-        self.restarts = 0
-        self.described: Description | None = None
         self.requests_pending = 0
         self.replacing = False
         self.examination: Examination = CLEAN
-        self.breaker = CircuitBreaker(spec.limits.breaker, time.monotonic, self._circuit_changed)
-        self._circuit_event: Event | None = None
         self.violation: Event | None = None
         self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
-        self.refusals = Refusals(spec.tenant, spec.service_id, house.note, lambda: house.limiter.uneasy(self))
         self.disk_bytes = 0
         self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
-        self._process: Process | None = None
         self.beside: set[Process] = set()
-        self._mailbox = Mailbox()  # of what came while no process may take it
         self._restarting: asyncio.Task[None] | None = None
         self._probation: Probation | None = None
         self._carried: bytes | None = None  # the state to go on from, once, in place of the checkpoint
         self._keeps_state = True
-        self._ended = False
-        self._end_reason = ""
 
     @classmethod
     def recovered(cls, spec: Spec, house: House, row: ServiceRow) -> Service:
@@ -148,14 +86,6 @@ class Service(Owner):
         created_ms = round(self.created_at.timestamp() * 1000)
         spec = self.spec
         return PutService(ServiceRow(spec.tenant, spec.service_id, spec.version, created_ms, self.restarts))
-
-    @property
-    def process(self) -> Process | None:
-        return self._process
-
-    @property
-    def alive(self) -> bool:
-        return self.state == "running" or self.state == "swapping"
 
     @property
     def ended_for_good(self) -> bool:
@@ -244,29 +174,7 @@ class Service(Owner):
         self._process, self.described = process, described
         self._become("running")
 
-    def _become(self, state: ServiceState) -> None:
-        self.state = state
-        self.updated_at = datetime.now(UTC)
-        if state == "running":
-            self._release()
-        elif state == "gave_up":
-            self._mailbox.fail(self._gave_up)
-
-    def _release(self) -> None:
-        """Send what has waited, in order and before anything else."""
-        assert self._process is not None
-        for message in self._mailbox.take():
-            if message.abandoned:
-                continue
-            if not self._knows(message.method):
-                message.fail(self._unknown(message.method))
-                continue
-            self._process.send(message)
-            message.sent_to = self._process
-            if message.kind == Kind.CAST and message.future is not None:
-                message.future.set_result(b"")
-
-    # -- hot swap (runtime/swap.py) --------------------------------------------------------------------------------
+    # -- hot swap (runtime/swap/) --------------------------------------------------------------------------------
 
     def hold(self) -> None:
         """Keep messages that come from now on, until `switch` or `go_on`."""
@@ -298,6 +206,15 @@ class Service(Owner):
         self._new_circuit()
         if (limits.log_lines_per_second, limits.log_burst) != (former.log_lines_per_second, former.log_burst):
             self.log_rate = LogRate(limits.log_lines_per_second, limits.log_burst)
+
+    def _new_circuit(self) -> None:
+        """A new version has a new one, and one that opens soon takes the version back."""
+        self.breaker = CircuitBreaker(self.spec.limits.breaker, time.monotonic, self._circuit_changed)
+        self.breaker.on_open = self._circuit_opened
+        self._circuit_event = None
+
+    def _circuit_opened(self) -> None:
+        self.regret("its circuit opened", self._circuit_event)
 
     async def halt(self) -> None:
         """Stop the process for good, so that another can start in its place; messages are held, the state is kept."""
@@ -495,12 +412,8 @@ class Service(Owner):
         self.house.note(self._event("service_restarted", payload, cause), changes=[counted])
 
     def _did_not_start(self, error: SoloError, cause: Event) -> Event:
-        diagnostics = error.details.get("diagnostics", [])[:RECENT_EVENTS]
-        payload = {"restarts": self.restarts, "message": error.message, "diagnostics": diagnostics}
+        payload = {"restarts": self.restarts, **told_of(error)}
         return self._event("service_crashed", payload, self.violation or cause)
-
-    def _event(self, event_type: str, payload: dict[str, Any], cause: Event | None = None) -> Event:
-        return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
 
     # -- recovery ------------------------------------------------------------------------------------------------
 
@@ -512,8 +425,7 @@ class Service(Owner):
         try:
             described = await self.start(restore=True, patience=patience)
         except SoloError as error:
-            payload = {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:RECENT_EVENTS]}
-            failed = self._event("service_recovery_failed", payload, cause)
+            failed = self._event("service_recovery_failed", told_of(error), cause)
             self.house.note(failed)
             self._restarting = None
             self._restart_or_give_up(failed)
@@ -523,195 +435,11 @@ class Service(Owner):
         self.house.note(self._event("service_recovered", payload, cause))
         return True
 
-    # -- messages ------------------------------------------------------------------------------------------------
-
-    @property
-    def mailbox_length(self) -> int:
-        return (len(self._process.pending) if self._process else 0) + len(self._mailbox)
-
     @property
     def busy(self) -> bool:
         """Whether there are messages that it will come to."""
         coming = self._restarting is not None and not self._restarting.done()
         return self.mailbox_length > 0 and (self.alive or coming)
-
-    async def call(self, method: str, arguments: bytes, timeout_s: float) -> bytes:
-        """The method's result as JSON text.
-
-        Raises:
-            NotFound: no such method. InvalidRequest: the arguments don't fit. ServiceError: it raised, or it died.
-            TenantOverloaded: the mailbox is full. DeadlineExceeded: no answer within `timeout_s` seconds.
-            BreakerOpen: it failed too often of late.
-        """
-        breaker = self.breaker
-        ticket = self._pass_circuit() if breaker.watching else breaker.generation
-        sent_to: Process | None = None
-        held: Message | None = None
-        try:
-            if self.state == "running":
-                sent_to = self._room_for_call(method)
-                future = sent_to.send_call(method, arguments)
-            else:
-                held, future = self._hold(Kind.CALL, method, arguments)
-            timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, future, method, timeout_s)
-            try:
-                result = await future
-            finally:
-                timer.cancel()
-                if held is not None:
-                    self._mailbox.discard(future)
-                    sent_to = held.sent_to
-        except BaseException as error:
-            self._call_failed(breaker, ticket, sent_to, error)
-            raise
-        if breaker.watching:
-            breaker.succeeded(ticket)
-        return result
-
-    def _room_for_call(self, method: str) -> Process:
-        process = self._admit(method)
-        if process.calls_pending >= self.spec.limits.max_in_flight:
-            self.refusals.refused("calls_in_flight", process.calls_pending, self.spec.limits.max_in_flight)
-            raise TenantOverloaded(
-                f"{self.spec.service_id} has {process.calls_pending} calls in flight, its max_in_flight; try later",
-                retry_after_ms=100,
-            )
-        return process
-
-    def _pass_circuit(self) -> int:
-        """A ticket of the circuit breaker.
-
-        Raises:
-            BreakerOpen: there is none. ServiceError: the service was given up, which says more.
-        """
-        if self.state == "gave_up":
-            raise self._gave_up()
-        ticket = self.breaker.admit()
-        if ticket is not None:
-            return ticket
-        left_ms = math.ceil(self.breaker.left_s * 1000)
-        when = f"calls are let through again in {left_ms} ms" if left_ms else "a few calls are just finding out more"
-        raise BreakerOpen(
-            f"the circuit of {self.spec.service_id} is {self.breaker.state}, because calls kept failing; {when}",
-            details={"circuit": self.breaker.state},
-            retry_after_ms=left_ms or PROBING_RETRY_MS,
-        )
-
-    @staticmethod
-    def _call_failed(breaker: CircuitBreaker, ticket: int, process: Process | None, error: BaseException) -> None:
-        """Tell the breaker: what its code raised, its death and its silence are the service's failures.
-
-        A crash counts once, however many calls it took along: one that is over by a restart is no reason to close down.
-        """
-        if process is not None and isinstance(error, ServiceError | DeadlineExceeded):
-            breaker.failed(ticket, incident=process.pid if process.exited.done() else 0)
-        else:
-            breaker.released(ticket)
-
-    def _circuit_changed(self, circuit: Circuit, figures: dict[str, Any]) -> None:
-        event_type = "circuit_opened" if circuit == "open" else f"circuit_{circuit}"
-        event = self._event(event_type, figures, self._circuit_event)
-        self._circuit_event = None if circuit == "closed" else event
-        self.house.note(event)
-
-    def _new_circuit(self) -> None:
-        """A new version has a new one, and one that opens soon takes the version back."""
-        self.breaker = CircuitBreaker(self.spec.limits.breaker, time.monotonic, self._circuit_changed)
-        self.breaker.on_open = self._circuit_opened
-        self._circuit_event = None
-
-    def _circuit_opened(self) -> None:
-        self.regret("its circuit opened", self._circuit_event)
-
-    def _expire(self, future: asyncio.Future[bytes], method: str, timeout_s: float) -> None:
-        if future.done():
-            return
-        if self._mailbox.discard(future):
-            future.set_exception(self._not_up(timeout_s))
-        else:
-            future.set_exception(
-                DeadlineExceeded(
-                    f"{self.spec.service_id}.{method} did not answer within {timeout_s * 1000:.0f} ms; it may still run"
-                )
-            )
-
-    async def cast(self, method: str, arguments: bytes) -> None:
-        """Put a message into the mailbox.
-
-        Raises:
-            NotFound, TenantOverloaded, ServiceError: as `call`, for what can be known before it is handled.
-        """
-        if self.state == "running":
-            self._admit(method).send_cast(method, arguments)
-            return
-        timeout_s = self.spec.limits.startup_timeout_ms / 1000
-        _, future = self._hold(Kind.CAST, method, arguments)
-        try:
-            await asyncio.wait_for(future, timeout_s)
-        except TimeoutError:
-            raise self._not_up(timeout_s) from None
-        finally:
-            self._mailbox.discard(future)
-
-    def _admit(self, method: str) -> Process:
-        assert self._process is not None
-        assert self.described is not None
-        if not self._knows(method):
-            raise self._unknown(method)
-        if self.mailbox_length >= self.spec.limits.mailbox_limit or self._process.unsent_bytes > UNSENT_BYTES_MAX:
-            unsent = {"unsent_bytes": self._process.unsent_bytes}
-            self.refusals.refused("mailbox", self.mailbox_length, self.spec.limits.mailbox_limit, **unsent)
-            raise TenantOverloaded(
-                f"the mailbox of {self.spec.service_id} is full ({self.mailbox_length} messages); try again later",
-                retry_after_ms=100,
-            )
-        return self._process
-
-    def _knows(self, method: str) -> bool:
-        return self.described is not None and (method in self.described.methods or self.described.any_method)
-
-    def _unknown(self, method: str) -> NotFound:
-        if self.described is not None and self.described.kind == "external":
-            return NotFound(f"{self.spec.service_id} was deployed without a port or socket, so it can't be called")
-        known = ", ".join(sorted(self.described.methods if self.described else ())) or "none"
-        return NotFound(f"{self.spec.service_id} has no method {method!r}; it has: {known}")
-
-    def _hold(self, kind: int, method: str, arguments: bytes) -> tuple[Message, asyncio.Future[bytes]]:
-        """Keep a message until a process can take it: for the restart or the swap that is under way."""
-        if self._ended:
-            raise self.gone()
-        if self.state == "gave_up":
-            raise self._gave_up()
-        waiting = len(self._mailbox)
-        full = waiting >= self.spec.limits.mailbox_limit
-        if full or self._mailbox.argument_bytes > UNSENT_BYTES_MAX:
-            self.refusals.refused("mailbox", waiting, self.spec.limits.mailbox_limit)
-            raise TenantOverloaded(
-                f"the mailbox of {self.spec.service_id} is full while it is {self.state}", retry_after_ms=500
-            )
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        message = Message(kind, method, arguments, future)
-        self._mailbox.put(message)
-        return message, future
-
-    def _not_up(self, timeout_s: float) -> DeadlineExceeded:
-        return DeadlineExceeded(
-            f"{self.spec.service_id} is {self.state} and did not come up within {timeout_s * 1000:.0f} ms"
-        )
-
-    def gone(self) -> SoloError:
-        """What a caller is told of a service that was ended for good."""
-        if self._end_reason == "shutdown":
-            return ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
-        return NotFound(f"{self.spec.service_id} was killed")
-
-    def _gave_up(self) -> ServiceError:
-        limits = self.spec.limits
-        return ServiceError(
-            f"{self.spec.service_id} was given up: it crashed more than {limits.max_restarts} times in "
-            f"{limits.max_seconds} s; see its logs, then deploy it again with replace",
-            details={"restarts": self.restarts},
-        )
 
     # -- figures -------------------------------------------------------------------------------------------------
 

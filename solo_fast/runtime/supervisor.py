@@ -22,11 +22,11 @@ from solo_fast.runtime.draining import end_all
 from solo_fast.runtime.limits.gauge import Inherited
 from solo_fast.runtime.limits.limiter import Limiter
 from solo_fast.runtime.pool import WarmPool
-from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
+from solo_fast.runtime.process import LinkLimits, Owner, Process, Source, told_of
 from solo_fast.runtime.rooms import Room, Rooms
 from solo_fast.runtime.service import Service
 from solo_fast.runtime.spec import Limits, Spec
-from solo_fast.runtime.swap import Swaps
+from solo_fast.runtime.swap.swaps import Swaps
 from solo_fast.runtime.zygote_client import ZygoteClient
 from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings, Version
 from solo_fast.store.eventstore import EventStore
@@ -250,7 +250,7 @@ class Supervisor:
             described = await self.checkers.start(service, code_check)
         except DeployFailed as error:
             self.check_open()
-            failed = {"message": error.message, "diagnostics": error.details["diagnostics"][:10], "replaced": replaced}
+            failed = {**told_of(error), "replaced": replaced}
             await self._store.keep(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
         finally:

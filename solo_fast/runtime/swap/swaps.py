@@ -22,17 +22,17 @@ from solo_fast.runtime.check.checkers import Checkers
 from solo_fast.runtime.check.examination import CLEAN, Examination
 from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.frames import CODE_CHANGE, RESTORE_IF_PERSISTENT, Kind
-from solo_fast.runtime.keepsake import Keepsake
-from solo_fast.runtime.process import Description, Owner, Process, deploy_failed
-from solo_fast.runtime.service import Probation, Service
+from solo_fast.runtime.process import Description, Owner, Process, deploy_failed, told_of
+from solo_fast.runtime.service import Service
 from solo_fast.runtime.spec import Limits, Spec
+from solo_fast.runtime.swap.keepsake import Keepsake
+from solo_fast.runtime.swap.probation import Probation
 from solo_fast.store.desired import Change, Origin, Settings, Version, versions_of
 from solo_fast.store.eventstore import EventStore
 
 DRAIN_SECONDS_MIN = 1.0
 """What an old version gets at least to finish what it has begun; more where its shutdown_timeout_ms is longer."""
 
-DIAGNOSTICS_MAX = 10
 METHODS_MAX = 100
 
 
@@ -195,9 +195,7 @@ class Swaps:
             else:
                 outcome = await self._replace(service, spec, wanted.code_check, started)
         except SoloError as error:
-            told = error.details.get("diagnostics", [])[:DIAGNOSTICS_MAX]
-            failed = {**numbers, "message": error.message, "diagnostics": told}
-            await self._store.keep(_event(spec, "hot_swap_failed", failed, started))
+            await self._store.keep(_event(spec, "hot_swap_failed", {**numbers, **told_of(error)}, started))
             if service.ended_for_good:
                 raise service.gone() from None
             raise
