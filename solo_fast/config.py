@@ -277,6 +277,8 @@ def _of_tenant(tenant: str, entries: Any, source: _Source) -> dict[str, Any]:
     for name, value in entries.items():
         key = _TENANT_KEYS.get(name)
         where = source.place("tenants", tenant, name)
+        if isinstance(value, dict):
+            raise ConfigError(f"{where}: there are no sections within [tenants.{tenant}]; put its keys right below it")
         if key is None:
             raise ConfigError(f"{where}: a tenant has no key {name!r}{_nearest(name, _TENANT_KEYS)}")
         values[key.name] = check(key, value, where, f"tenants.{tenant}.{name}")

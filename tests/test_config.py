@@ -72,6 +72,7 @@ def test_a_tenant_has_its_own_over_everything(tmp_path):
         ("limits = 3\n", 1, "is a section"),
         ("[tenants.acme]\nmax_restart = 3\n", 2, "did you mean max_restarts?"),
         ("[tenants.acme]\nmax_restarts = 'x'\n", 2, "tenants.acme.max_restarts"),
+        ("[tenants.acme.limits]\nmax_restarts = 3\n", 1, "put its keys right below it"),
         ("\n[tenants.'a b']\nmax_restarts = 3\n", 2, "contains ' '"),
         ("[limits\n", 1, "not TOML"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -17,9 +16,3 @@ def become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
-
-
-def children() -> set[int]:
-    """Pids of this process's children, zombies included."""
-    with open(f"/proc/self/task/{os.getpid()}/children") as listing:
-        return {int(pid) for pid in listing.read().split()}

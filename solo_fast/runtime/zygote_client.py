@@ -18,8 +18,9 @@ from solo_fast._ext import forker
 from solo_fast.domain.errors import InternalError
 from solo_fast.domain.layers import LayerReport
 from solo_fast.runtime.bounds import Settings
+from solo_fast.runtime.family import children
 from solo_fast.runtime.reexec import zygote_command, zygote_environment
-from solo_fast.runtime.subreaper import become_subreaper, children
+from solo_fast.runtime.subreaper import become_subreaper
 
 ORDER = struct.Struct(forker.ORDER)
 ANSWER = struct.Struct(forker.ANSWER)
@@ -253,7 +254,7 @@ class ZygoteClient:
 
     def _end_strays(self) -> None:
         """Children that the dead zygote had forked and not yet announced, or had been keeping an eye on."""
-        for pid in children() - self._running.keys() - {self.pid}:
+        for pid in set(children(os.getpid())) - self._running.keys() - {self.pid}:
             try:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)

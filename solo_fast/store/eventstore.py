@@ -90,7 +90,7 @@ class EventStore:
         )  # what takes long, on connections of its own
         self._walk: asyncio.Future[chain.Report] | None = None
         self.pruned_through = chain.checkpoint(connection).last_id
-        self._recent: OrderedDict[tuple[str, str], deque[Event]] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, str], _Recent] = OrderedDict()
         self._closed = False
         self._commits: list[Commit] = []
         self._lines: list[LogLine] = []
@@ -270,10 +270,14 @@ class EventStore:
         key = (event.tenant, event.subject)
         kept = self._recent.get(key)
         if kept is None:
-            kept = self._recent[key] = deque(maxlen=RECENT_EVENTS)
-            if len(self._recent) > RECENT_SUBJECTS:
-                self._recent.popitem(last=False)
-        kept.append(event)
+            kept = self._keep_recent(key)
+        kept.events.append(event)
+
+    def _keep_recent(self, key: tuple[str, str]) -> _Recent:
+        kept = self._recent[key] = _Recent()
+        if len(self._recent) > RECENT_SUBJECTS:
+            self._recent.popitem(last=False)
+        return kept
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -347,8 +351,22 @@ class EventStore:
 
     async def recent(self, tenant: str, subject: str, limit: int = RECENT_EVENTS) -> list[Event]:
         """The newest events of one service, newest last."""
-        kept = self._recent.get((tenant, subject))
-        return list(kept)[-limit:] if kept else []
+        key = (tenant, subject)
+        kept = self._recent.get(key) or self._keep_recent(key)
+        if not kept.whole:
+            with contextlib.suppress(SoloError):  # a file that can't be read is told of elsewhere
+                await self._complete(key, kept)
+        return list(kept.events)[-limit:]
+
+    async def _complete(self, key: tuple[str, str], kept: _Recent) -> None:
+        """Read what is older than what is kept: from before this kernel, or from before the service was let go of."""
+        oldest = kept.events[0].id if kept.events else self.last_id + 1
+        sql = f"SELECT {_COLUMNS} FROM events WHERE tenant = ? AND subject = ? AND id < ? ORDER BY id DESC LIMIT ?"  # noqa: S608
+        values = (*key, oldest, RECENT_EVENTS - len(kept.events))
+        older = await self.read(lambda connection: connection.execute(sql, values).fetchall())
+        if not kept.whole:  # else somebody else was quicker
+            kept.events = deque([*map(_event, reversed(older)), *kept.events], maxlen=RECENT_EVENTS)
+            kept.whole = True
 
     async def watch(
         self, tenant: str, *, subject: str = "", event_types: Sequence[str] = (), since_id: int | None = None
@@ -440,6 +458,16 @@ def _within(rows: Iterable[Sequence[Any]], bytes_max: int) -> Iterator[Sequence[
         size += len(row[_PAYLOAD])
         if size > bytes_max:
             return
+
+
+class _Recent:
+    """The newest events of one service; `whole`: what is older is not missing but was never there, or is too old."""
+
+    __slots__ = ("events", "whole")
+
+    def __init__(self) -> None:
+        self.events: deque[Event] = deque(maxlen=RECENT_EVENTS)
+        self.whole = False
 
 
 def _event(row: Sequence[Any]) -> Event:

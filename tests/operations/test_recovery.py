@@ -50,6 +50,8 @@ def test_services_come_back_after_kill_9(tmp_path: Path) -> None:
         assert server.call("counter", "add") == 2
         assert server.call("fn", "f", tenant="other") == 5
         after = server.status("counter")
+        kinds = [event["event_type"] for event in after["recent_events"]]
+        assert kinds[:4] == ["service_deployed", "service_started"] * 2, "those from before the kill are there"
         assert after["version"] == before["version"] == 2
         assert after["created_at"] == before["created_at"]
         assert after["labels"] == {"zone": "a"}
