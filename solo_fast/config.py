@@ -103,6 +103,8 @@ KEYS: tuple[Key, ...] = (
         "folders, by comma, whose programs and libraries external binaries may execute and read"),
     Key("security.network_ceiling", "loopback", "the most that a deploy may ask for as its network",
         choices=("none", "loopback", "all"), live=True, per_tenant=True),
+    Key("security.limits_ceiling", "none", "whether a deploy may ask for wider limits than its tenant's (none: it may;"
+        " tenant: for narrower ones only)", choices=("none", "tenant"), live=True, per_tenant=True),
     Key("database.events_db", "events.db", "name of the event database within data_dir"),
     Key("database.keep_events", 0, "events kept, of all tenants; the oldest are pruned behind a checkpoint; 0: all"),
     Key("database.keep_days", 0, "days that events are kept; 0: for ever", most=36_500),

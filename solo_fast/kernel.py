@@ -352,7 +352,7 @@ class Kernel:
         services = await self.store.read(desired.all_services)
         await self.supervisor.checkpoints.open()
         if self._recover:
-            self.recovery.expect(services, self.operations.limits_for)
+            self.recovery.expect(services, self.operations.limits_again)
             self.recovery.register(await self.store.read(desired.all_registrations))
             return
         for row in services:

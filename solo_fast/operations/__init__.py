@@ -11,12 +11,12 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from solo_fast._ext.registry import Directory, Registration
-from solo_fast.config import NETWORKS, Config, Values
+from solo_fast.config import Config
 from solo_fast.domain import messages as m
 from solo_fast.domain.errors import InvalidRequest, NotFound, PermissionDenied, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
-from solo_fast.operations import versions, views
+from solo_fast.operations import ceilings, versions, views
 from solo_fast.operations.caller import Caller
 from solo_fast.operations.deploys import filename_of, settings_of, source_of
 from solo_fast.operations.storage import StorageOperations
@@ -117,13 +117,28 @@ class Operations(StorageOperations):
         )
 
     def limits_for(self, tenant: str, asked: m.ServiceLimits) -> Limits:
-        """What a tenant's service gets: its own limits over the tenant's, which are over the kernel's."""
-        if asked != NOTHING_ASKED:
-            return resolve_limits(self.config.for_tenant(tenant), asked)
+        """What a tenant's service gets: its own limits over the tenant's, which are over the kernel's.
+
+        Raises:
+            PermissionDenied: it asks for more than it may.
+        """
+        if asked == NOTHING_ASKED:
+            return self._usual_limits_of(tenant)
+        config = self.config.for_tenant(tenant)
+        limits = Limits.of(config, asked)
+        ceilings.check(config, limits)
+        return limits
+
+    def limits_again(self, tenant: str, asked: m.ServiceLimits) -> Limits:
+        """The same for what was granted before: where less is allowed today, it gets that."""
+        config = self.config.for_tenant(tenant)
+        return ceilings.capped(config, Limits.of(config, asked))
+
+    def _usual_limits_of(self, tenant: str) -> Limits:
         section = tenant if tenant in self._sections else ""
         usual = self._usual_limits.get(section)
         if usual is None:
-            usual = self._usual_limits[section] = resolve_limits(self.config.for_tenant(tenant), asked)
+            usual = self._usual_limits[section] = Limits.of(self.config.for_tenant(tenant), NOTHING_ASKED)
         return usual
 
     def _check_tenants(self, tenant: str) -> None:
@@ -194,7 +209,7 @@ class Operations(StorageOperations):
     async def rollback(self, caller: Caller, request: m.RollbackRequest) -> m.SwapResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
         kept = await self._supervisor.swaps.version_before(service, request.to)
-        limits = self.limits_for(caller.tenant, kept.settings.limits)
+        limits = self.limits_again(caller.tenant, kept.settings.limits)
         policy = self.config.for_tenant(caller.tenant).get("security.code_check")
         wanted = Wanted(kept.format, kept.filename, kept.source, limits, kept.settings, policy, "rollback")
         strategy = versions.best_strategy(service.spec.version.format, wanted.format)
@@ -420,17 +435,6 @@ def _check_local(caller: Caller) -> None:
     """The system's own events are for whoever runs the kernel."""
     if not caller.tenant and not caller.is_local:
         raise PermissionDenied("the system's own events are shown on loopback only; name a tenant to see its events")
-
-
-def resolve_limits(config: Values, asked: m.ServiceLimits) -> Limits:
-    """The deploy's own limits over the tenant's, which are over the kernel's. A deploy may not set all of them."""
-    limits = Limits.of(config, asked)
-    ceiling = config.get("security.network_ceiling")
-    if NETWORKS.index(limits.network) > NETWORKS.index(ceiling):
-        raise PermissionDenied(
-            f"network {limits.network!r} is more than a deploy may ask for; security.network_ceiling is {ceiling!r}"
-        )
-    return limits
 
 
 def _check_filter(service_id: str) -> None:
