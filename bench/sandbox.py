@@ -38,13 +38,14 @@ PIDS = "import os\nfrom solo_fast import Service\nclass A(Service):\n    def pid
 def layers(work_root: str) -> None:
     """Confine children one after the other and print, as JSON, the seconds that each step took. A process of its own:
     there is no way back from the namespaces and the filter."""
-    from solo_fast.runtime import child, sandbox
+    from solo_fast.runtime import child
     from solo_fast.runtime.bounds import Bounds, Settings
+    from solo_fast.runtime.sandbox import confinement
 
     lifeline, _ = os.pipe()
     uid = 265_535 if os.geteuid() == 0 else 0
     began = time.perf_counter()
-    reports = sandbox.prepare(Settings(True, work_root, uid), lambda *fds: child.set_up(*fds, lifeline))
+    reports = confinement.prepare(Settings(True, work_root, uid), lambda *fds: child.set_up(*fds, lifeline))
     taken = {"zygote: all that is shared, and the trial": [time.perf_counter() - began]}
     held = {name for name, report in reports.items() if report.holds}
     for _ in range(CHILDREN):
@@ -54,7 +55,8 @@ def layers(work_root: str) -> None:
 
 
 def _one_child(held: set[str], bounds: object, lifeline: int) -> dict[str, float]:
-    from solo_fast.runtime import child, sandbox
+    from solo_fast.runtime import child
+    from solo_fast.runtime.sandbox import confinement
 
     ours, theirs = socket.socketpair()
     with ours:
@@ -63,15 +65,15 @@ def _one_child(held: set[str], bounds: object, lifeline: int) -> dict[str, float
             null = os.open(os.devnull, os.O_WRONLY)
             clock, took = time.perf_counter, {}
             began = clock()
-            sandbox.prepare_blank()
+            confinement.prepare_blank()
             took["blank: the Landlock ruleset"] = clock() - began
             child.set_up(theirs.fileno(), null, null, lifeline)
-            for layer, step in sandbox.STEPS:
+            for layer, step in confinement.STEPS:
                 if layer in held:
                     began = clock()
                     step(bounds, "")
                     took[layer] = clock() - began
-            os.write(sandbox.LINK_FD, json.dumps(took).encode())
+            os.write(confinement.LINK_FD, json.dumps(took).encode())
             os._exit(0)
         theirs.close()
         told = ours.recv(65536)

@@ -10,7 +10,7 @@ import os
 import sys
 
 from solo_fast._ext import sandbox as calls
-from solo_fast.runtime.seccomp import Rule, assemble
+from solo_fast.runtime.sandbox.seccomp import Rule, assemble
 
 LESS = {
     "landlock": "landlock_create_ruleset:ENOSYS",

@@ -1,7 +1,7 @@
 """The service process, from the fork to its receive loop.
 
 A blank child is set up here before it knows what it will run: its own session, its own stdio, a clean environment,
-nothing inherited but its link and its lifeline. Then it waits for an order, confines itself (runtime/sandbox.py), and
+nothing inherited but its link and its lifeline. Then it waits for an order, confines itself (runtime/sandbox/), and
 becomes the service that a LOAD frame brings; or it answers CHECK and EXAMINE frames. A SETTLE frame has it confine
 itself ahead of the LOAD, while nobody waits.
 """
@@ -16,7 +16,8 @@ import sys
 from typing import Any
 
 from solo_fast._ext import blank
-from solo_fast.runtime import contract, program, sandbox
+from solo_fast.runtime import contract, program
+from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.check.analysis import analyse
 from solo_fast.runtime.frames import (
     CODE_CHANGE,
@@ -29,7 +30,7 @@ from solo_fast.runtime.frames import (
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.loops import AsyncLoop, Handler, Loaded, PlainLoop, leave, maybe_await
 from solo_fast.runtime.orders import Order
-from solo_fast.runtime.sandbox import LINK_FD
+from solo_fast.runtime.sandbox.confinement import LINK_FD, confine, prepare_blank
 from solo_fast.runtime.state import wait_for
 from solo_fast.runtime.swap.handover import Custody, run_plainly
 from solo_fast.service import Service
@@ -55,7 +56,7 @@ def become_blank(
 
 def set_up(link_fd: int, stdout_fd: int, stderr_fd: int, lifeline_fd: int) -> None:
     """All that needs no source: session, descriptors, lifeline, signals, and what the sandbox can prepare."""
-    blank.settle(link_fd, stdout_fd, stderr_fd, lifeline_fd, *sandbox.prepare_blank())
+    blank.settle(link_fd, stdout_fd, stderr_fd, lifeline_fd, *prepare_blank())
 
 
 def _serve(sock: socket.SocketType) -> None:
@@ -66,7 +67,7 @@ def _serve(sock: socket.SocketType) -> None:
         os.chdir(order.work_dir or "/")
         if order.program is not None:
             blank.keep_lifeline()
-        sandbox.confine(order.bounds, order.work_dir)
+        confine(order.bounds, order.work_dir)
     except OSError as error:
         message = f"the process can't be confined to its sandbox: {error}"
         link.send(Kind.FAILED, 0, encode({"message": message, "diagnostics": []}))
@@ -243,7 +244,7 @@ LAST_WORDS = b'{"rehearsed":true}'
 
 def rehearsal_orders(kind: str) -> bytes:
     """The frames of a small deploy, and of one call."""
-    order = Order("", "blank", "blank.py", "", 100, 1000, REHEARSALS[kind], b"", None, "", sandbox.Bounds())
+    order = Order("", "blank", "blank.py", "", 100, 1000, REHEARSALS[kind], b"", None, "", Bounds())
     load = frame(Kind.LOAD, 0, order.packed())
     return load + frame(Kind.CALL, 1, message_body("add", b'{"by": 2}'))
 

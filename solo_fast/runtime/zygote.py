@@ -5,7 +5,7 @@ them, imports what services need once, freezes it, and then only forks, in a loo
 (solo_fast/_ext/forker.pyx). It speaks with the kernel over one SEQPACKET socket, a small struct a packet and
 descriptors beside it:
 
-    kernel -> zygote   first of all what services are confined to, as JSON (runtime/sandbox.py);
+    kernel -> zygote   first of all what services are confined to, as JSON (runtime/bounds.py);
                        FORK n, with the child's link, stdout and stderr; ADOPT pid, with a pidfd, of a former zygote's
                        service; FORGET pid, one that ended
     zygote -> kernel   first of all which layers of the sandbox hold, as JSON;
@@ -26,7 +26,9 @@ from typing import Any
 import orjson
 
 from solo_fast._ext import forker, pages
-from solo_fast.runtime import sandbox
+from solo_fast._ext.sandbox import name_process
+from solo_fast.runtime.bounds import Settings
+from solo_fast.runtime.sandbox import confinement
 from solo_fast.runtime.subreaper import become_subreaper
 
 _fork_hooks: list[dict[str, Callable[[], Any]]] = []
@@ -74,7 +76,7 @@ def main(control_fd: int, lifeline_fd: int) -> None:
         binary.complete()
     for _ in range(REHEARSALS):
         child.rehearse()
-    sandbox.name_process(b"solo-zygote")
+    name_process(b"solo-zygote")
     file = pages.open_file()
     _prepare_sandbox(control_fd, lifeline_fd)
     gc.collect()
@@ -117,7 +119,7 @@ def _learn_pages(kind: str, lifeline_fd: int) -> None:
     with kernel_end, service_end:
         kernel_end.sendall(child.rehearsal_orders(kind))
         if pages.learn(kernel_end.fileno(), child.LAST_WORDS, at_once=kind == child.PLAIN):
-            sandbox.stand_down()
+            confinement.stand_down()
             null = os.open(os.devnull, os.O_WRONLY)
             child.become_blank(service_end.fileno(), null, null, lifeline_fd, _fork_hooks)
 
@@ -127,9 +129,9 @@ def _prepare_sandbox(control_fd: int, lifeline_fd: int) -> None:
         told = control.recv(SETTINGS_BYTES_MAX)
         if not told:
             sys.exit(0)  # the kernel is gone already
-        settings = sandbox.Settings(**orjson.loads(told))
+        settings = Settings(**orjson.loads(told))
         try:
-            reports = sandbox.prepare(settings, lambda *fds: child.set_up(*fds, lifeline_fd))
+            reports = confinement.prepare(settings, lambda *fds: child.set_up(*fds, lifeline_fd))
             control.send(orjson.dumps(list(reports.values())))
         except BrokenPipeError:
             sys.exit(0)  # the kernel could not start, and has said why

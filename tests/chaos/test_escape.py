@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from solo_fast.runtime import seccomp
+from solo_fast.runtime.sandbox import seccomp
 from tests.harness import Server, descendants, eventually, running
 from tests.unprivileged import NOBODY, as_nobody, can_be
 

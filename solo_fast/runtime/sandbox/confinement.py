@@ -25,12 +25,10 @@ import orjson
 
 from solo_fast._ext import guard
 from solo_fast._ext import sandbox as calls
-from solo_fast._ext.sandbox import close_from, name_process
+from solo_fast._ext.sandbox import close_from
 from solo_fast.domain.layers import LAYERS, LayerReport
-from solo_fast.runtime import private_root, seccomp
 from solo_fast.runtime.bounds import MIB, Bounds, Settings
-
-__all__ = ["Bounds", "Settings", "close_from", "confine", "name_process", "prepare", "prepare_blank"]
+from solo_fast.runtime.sandbox import private_root, seccomp
 
 COMPILED = "__compiled__" in globals()
 
@@ -78,7 +76,7 @@ def _handled(abi: int) -> int:
 
 def readable_paths() -> list[str]:
     """What a service reads: the interpreter's modules, this package, the system's libraries and their settings."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    package = os.path.abspath(f"{os.path.dirname(__file__)}/../..")
     if COMPILED:
         own = [os.path.dirname(os.readlink("/proc/self/exe"))]
     else:  # the folder that holds the package is somebody's checkout, with more in it than modules

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from solo_fast.runtime import seccomp
+from solo_fast.runtime.sandbox import seccomp
 
 HEADERS = {  # machine -> where its numbers stand, and what the generic ones are called there
     "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
