@@ -40,12 +40,12 @@ def layers(work_root: str) -> None:
     there is no way back from the namespaces and the filter."""
     from solo_fast.runtime import child
     from solo_fast.runtime.bounds import Bounds, Settings
-    from solo_fast.runtime.sandbox import confinement
+    from solo_fast.runtime.sandbox import preparation
 
     lifeline, _ = os.pipe()
     uid = 265_535 if os.geteuid() == 0 else 0
     began = time.perf_counter()
-    reports = confinement.prepare(Settings(True, work_root, uid), lambda *fds: child.set_up(*fds, lifeline))
+    reports = preparation.prepare(Settings(True, work_root, uid), lambda *fds: child.set_up(*fds, lifeline))
     taken = {"zygote: all that is shared, and the trial": [time.perf_counter() - began]}
     held = {name for name, report in reports.items() if report.holds}
     for _ in range(CHILDREN):

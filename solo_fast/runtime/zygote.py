@@ -28,7 +28,7 @@ import orjson
 from solo_fast._ext import forker, pages
 from solo_fast._ext.sandbox import name_process
 from solo_fast.runtime.bounds import Settings
-from solo_fast.runtime.sandbox import confinement
+from solo_fast.runtime.sandbox import confinement, preparation
 from solo_fast.runtime.subreaper import become_subreaper
 
 _fork_hooks: list[dict[str, Callable[[], Any]]] = []
@@ -131,7 +131,7 @@ def _prepare_sandbox(control_fd: int, lifeline_fd: int) -> None:
             sys.exit(0)  # the kernel is gone already
         settings = Settings(**orjson.loads(told))
         try:
-            reports = confinement.prepare(settings, lambda *fds: child.set_up(*fds, lifeline_fd))
+            reports = preparation.prepare(settings, lambda *fds: child.set_up(*fds, lifeline_fd))
             control.send(orjson.dumps(list(reports.values())))
         except BrokenPipeError:
             sys.exit(0)  # the kernel could not start, and has said why
