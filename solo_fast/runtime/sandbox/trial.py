@@ -29,7 +29,16 @@ SetUp = Callable[[int, int, int], object]
 
 
 def try_out(plan: Plan, settings: Settings, set_up: SetUp, missing: dict[str, str]) -> None:
-    """Confine throw-away children until one has all the layers that are left."""
+    """Confine throw-away children until one has all the layers that are left.
+
+    Args:
+        plan: the current one. It loses the layers that do not hold, and gets its filters.
+        set_up: makes a forked child a blank.
+        missing: is told why a layer does not hold.
+
+    Raises:
+        OSError: the child can't be forked, or has no place to work in.
+    """
     for _ in range(TRIAL_ROUNDS):
         if not plan.layers & {"uid", "user_ns"}:
             plan.layers.discard("processes")
