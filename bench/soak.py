@@ -183,7 +183,11 @@ def main() -> int:
         work(server, max(10.0, asked.minutes * 6), asked.clients, asked.seed)
         kill_everything(server)
         before = settled(server)
-        counts, samples = work(server, asked.minutes * 60, asked.clients, asked.seed + 1000)
+        try:
+            counts, samples = work(server, asked.minutes * 60, asked.clients, asked.seed + 1000)
+        except (OSError, IndexError):
+            print(f"the kernel ended with {server.process.poll()}, and said last:\n{server.log[-5000:]}")
+            raise
         kill_everything(server)
         after = settled(server)
         internal = [line for line in server.log.splitlines() if "internal error" in line]

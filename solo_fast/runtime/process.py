@@ -383,7 +383,10 @@ class Process(asyncio.Protocol):
     def _give_order(self, kind: int, source: Source) -> None:
         self._loading = self._loop.create_future()
         self._loading.add_done_callback(_heard)  # nobody may wait for it yet when the process ends
-        self._write(self._order_frame(kind, source))
+        if self.exited.done():  # as a blank: nothing will come that could tell of it
+            self._loading.set_exception(_EndedEarlyError(self.exited.result()))
+        else:
+            self._write(self._order_frame(kind, source))
 
     async def _order(self, kind: int, source: Source, timeout_s: float, verb: str) -> Any:
         if self._loading is None:  # else it has the order already

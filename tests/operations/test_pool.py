@@ -96,3 +96,13 @@ def test_no_blank_reaches_the_kernels_ports_where_loopback_is_usual(tmp_path: Pa
             assert server.call(f"local-{number}", "reach", [other.getsockname()[1]]) == "reached"
             for port in (server.http_port, server.grpc_port):
                 assert server.call(f"local-{number}", "reach", [port]) == "PermissionError"
+
+
+def test_a_deploy_does_not_wait_for_a_blank_that_is_dead(own_server: Server) -> None:
+    """Killed at any moment, be it taken or not. A deploy that waited for it would time out here."""
+    for number in range(25):
+        for pid in blanks(own_server):
+            os.kill(pid, signal.SIGKILL)
+        body = {"service_id": f"n{number}", "code": WHERE, "limits": {"startup_timeout_ms": 600_000}}
+        status, answer, _ = own_server.request("POST", "/services", body)
+        assert status == 201 or (status == 422 and "SIGKILL" in answer["message"]), answer

@@ -15,7 +15,9 @@ from pathlib import Path
 BUSY_SHARE = 0.5  # of one core
 CALM_SHARE = 0.25
 PATIENCE_S = 0.3
-LOWEST, NORMAL = 19, 0  # nice values
+LOWEST = 19  # nice values
+NORMAL = os.getpriority(os.PRIO_PROCESS, 0)  # the kernel's own, which its services have from it
+NORMAL_OF_A_SESSION = 0
 CAP_SYS_NICE = 23
 
 
@@ -57,26 +59,26 @@ class Courtesy:
         if share < CALM_SHARE:
             self._busy_since = None
             if self.behind:
-                self._set(NORMAL, members)
+                self._set(behind=False, members=members)
         elif share >= BUSY_SHARE:
             if self._busy_since is None:
                 self._busy_since = now
             elif not self.behind and now - self._busy_since >= PATIENCE_S:
-                self._set(LOWEST, members)
+                self._set(behind=True, members=members)
 
-    def _set(self, nice: int, members: list[int]) -> None:
+    def _set(self, *, behind: bool, members: list[int]) -> None:
         """Both ways to say it: where Linux groups processes by session, only the group's value counts between services.
 
         A kernel that may not take it back does not begin with it.
         """
         if not may_renice():
             return
-        self.behind = nice != NORMAL
+        self.behind = behind
         sessions = {self._leader}
         for pid in (self._leader, *members):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.setpriority(os.PRIO_PROCESS, pid, nice)
+                os.setpriority(os.PRIO_PROCESS, pid, LOWEST if behind else NORMAL)
                 sessions.add(os.getsid(pid))
         for leader in sessions:
             with contextlib.suppress(OSError):  # it has ended, or Linux does not group
-                Path(f"/proc/{leader}/autogroup").write_text(str(nice))
+                Path(f"/proc/{leader}/autogroup").write_text(str(LOWEST if behind else NORMAL_OF_A_SESSION))
