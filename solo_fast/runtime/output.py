@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Protocol, cast
 
 from solo_fast.domain.messages import Stream
@@ -37,6 +38,16 @@ class PipeReader(asyncio.Protocol):
         self._transport: asyncio.ReadTransport | None = None
         self._pausing: asyncio.Task[None] | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def connect(self, fd: int) -> None:
+        """Read from a pipe, which is the loop's from now on.
+
+        uvloop closes the descriptor of a pipe, and then its file object again. By then the number may be that of a file
+        which another thread has just opened, and the loop aborts the process when it comes upon such a hole. So the
+        file object here does not own its descriptor.
+        """
+        pipe = os.fdopen(fd, "rb", 0, closefd=False)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: self, pipe)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.ReadTransport", transport)  # uvloop's is one in all but its base class

@@ -252,20 +252,21 @@ class Process(asyncio.Protocol):
             theirs.close()
             os.close(out_write)
             os.close(err_write)
-        pipes: tuple[tuple[Stream, Any], ...] = (
-            ("stdout", os.fdopen(out_read, "rb", 0)),
-            ("stderr", os.fdopen(err_read, "rb", 0)),
-        )
+        unread: list[tuple[Stream, int]] = [("stdout", out_read), ("stderr", err_read)]
         self._loop.add_reader(self.child.pidfd, self._exit_seen)
         try:
             await self._loop.create_unix_connection(lambda: self, sock=ours)
             if unsent:
                 self._write(unsent)
-            for stream, pipe in pipes:
+            while unread:
+                stream, fd = unread.pop(0)
                 reader = PipeReader(stream, self, self.limits.line_bytes)
-                await self._loop.connect_read_pipe(lambda made=reader: made, pipe)  # type: ignore[misc]
+                await reader.connect(fd)
                 self._pipes.append(reader)
         except BaseException:
+            ours.detach()  # closed by the loop, in whose hands it was
+            for _, fd in unread:
+                os.close(fd)
             self.kill()  # its exit releases what it had got
             raise
 
