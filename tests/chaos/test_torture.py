@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from solo_fast.runtime.subreaper import PR_SET_CHILD_SUBREAPER, become_subreaper, children
+from solo_fast.runtime.family import children
+from solo_fast.runtime.subreaper import PR_SET_CHILD_SUBREAPER, become_subreaper
 from tests.chaos import executioner
 from tests.chaos.doors import Grpc, Rest
 from tests.chaos.ledger import Ledger, copied, torn_frames
@@ -57,7 +58,7 @@ class Torture:
         self.tenants = [Tenant(f"tenant-{n}", random.Random(f"{seed}/{n}")) for n in range(TENANTS)]
         self.ledger = Ledger()
         self.figures: Counter[str] = Counter()
-        self.own_children = children()
+        self.own_children = set(children(os.getpid()))
         self.server = Server(folder)
 
     def round(self) -> None:
@@ -139,7 +140,7 @@ class Torture:
         assert len(set(self.ledger.said.values())) == len(self.ledger.said), "something was said twice"
 
     def _orphans(self) -> set[int]:
-        left = children() - self.own_children
+        left = set(children(os.getpid())) - self.own_children
         for pid in left:
             if not running(pid):
                 with contextlib.suppress(ChildProcessError):
