@@ -154,7 +154,9 @@ def work(server: Server, seconds: float, clients: int, seed: int) -> tuple[Count
     return counts, samples
 
 
-def report(minutes: float, seed: int, counts: Counter[str], samples: list[Sample], ends: tuple[Sample, Sample]) -> str:
+def report(
+    minutes: float, clients: int, seed: int, counts: Counter[str], samples: list[Sample], ends: tuple[Sample, Sample]
+) -> str:
     head = "| | descriptors | zygote's | RSS MiB | zygote's | processes | files |\n|---|---|---|---|---|---|---|"
 
     def line(name: str, one: Sample) -> str:
@@ -167,7 +169,7 @@ def report(minutes: float, seed: int, counts: Counter[str], samples: list[Sample
     rows += [line("the end, all killed", ends[1])]
     done = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
     return (
-        f"# Soak\n\n`python -m bench.soak --minutes {minutes:g} --seed {seed}`\n\n"
+        f"# Soak\n\n`python -m bench.soak --minutes {minutes:g} --clients {clients} --seed {seed}`\n\n"
         f"{sum(counts.values())} requests. By operation and HTTP status: {done}.\n\n{head}\n" + "\n".join(rows) + "\n"
     )
 
@@ -191,7 +193,7 @@ def main() -> int:
         kill_everything(server)
         after = settled(server)
         internal = [line for line in server.log.splitlines() if "internal error" in line]
-    text = report(asked.minutes, asked.seed, counts, samples, (before, after))
+    text = report(asked.minutes, asked.clients, asked.seed, counts, samples, (before, after))
     print(text)
     if asked.report:
         asked.report.parent.mkdir(parents=True, exist_ok=True)
