@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from solo_fast.domain import messages as m
@@ -70,7 +69,7 @@ def _entry(version: Version, current: int) -> m.VersionEntry:
         format=version.format,
         filename=version.filename,
         source_bytes=len(version.source),
-        source_sha256=hashlib.sha256(version.source).hexdigest(),
+        source_sha256=version.digest.hex(),
         current=version.number == current,
         labels=version.settings.metadata,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -64,7 +63,6 @@ class Service(Reception):
         self.violation: Event | None = None
         self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
         self.disk_bytes = 0
-        self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self.beside: set[Process] = set()
         self._restarting: asyncio.Task[None] | None = None
@@ -124,7 +122,7 @@ class Service(Reception):
         Raises:
             DeployFailed, ShuttingDown, InternalError: as `start`.
         """
-        code = self.house.code_for(spec.tenant, hashlib.sha256(spec.text).digest())
+        code = self.house.code_for(spec.tenant, spec.digest)
         closed_ports = await self.house.closed_ports(spec.limits.network)
         source = Source.of(spec, closed_ports, code, hand_over, state)
         process = await self.house.new_process(source, owner)
@@ -201,7 +199,6 @@ class Service(Reception):
     def _adopt(self, spec: Spec) -> None:
         limits, former = spec.limits, self.spec.limits
         self.spec = spec
-        self._digest = hashlib.sha256(spec.text).digest()
         self._intensity = RestartIntensity(limits.max_restarts, limits.max_seconds)
         self._new_circuit()
         if (limits.log_lines_per_second, limits.log_burst) != (former.log_lines_per_second, former.log_burst):
@@ -339,7 +336,7 @@ class Service(Reception):
         self.refusals.refused("log_lines", self.log_rate.seen, self.spec.limits.log_lines_per_second)
 
     def compiled(self, code: bytes) -> None:
-        self.house.keep_code(self.spec.tenant, self._digest, code)
+        self.house.keep_code(self.spec.tenant, self.spec.digest, code)
 
     @property
     def saturated(self) -> bool:

@@ -99,6 +99,10 @@ class Spec:
         return self.version.source
 
     @property
+    def digest(self) -> bytes:
+        return self.version.digest
+
+    @property
     def metadata(self) -> dict[str, str]:
         return self.version.settings.metadata
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections import OrderedDict
@@ -216,8 +215,8 @@ class Supervisor:
         if settled is None:
             return Spec(tenant, service_id, version, limits, self._rooms.take(tenant, service_id))
         spec = Spec(tenant, service_id, version, limits, self._rooms.let(settled.room, tenant, service_id))
-        if self.checkers.cleared(tenant, spec.text, code_check):
-            settled.process.begin(Source.of(spec, (), self.code_for(tenant, hashlib.sha256(spec.text).digest())))
+        if self.checkers.cleared(spec, code_check):
+            settled.process.begin(Source.of(spec, (), self.code_for(tenant, spec.digest)))
         self._settled[str(spec.room.work_dir)] = settled.process
         return spec
 
@@ -262,7 +261,7 @@ class Supervisor:
             "version": spec.version.number,
             "kind": described.kind,
             "methods": sorted(described.methods)[:100],
-            "source_sha256": hashlib.sha256(spec.text).hexdigest(),
+            "source_sha256": spec.digest.hex(),
             "replaced": replaced,
             **service.examination.for_event(),
         }

@@ -7,9 +7,10 @@ Queries are functions of a connection, for `EventStore.read`.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -43,7 +44,8 @@ class Settings(msgspec.Struct, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a service. `number` counts the deploys of an id from 1; `deployed_ms` is epoch milliseconds."""
+    """One version of a service. `number` counts the deploys of an id from 1; `deployed_ms` is epoch milliseconds;
+    `digest` is the source's SHA-256, by which it is known again."""
 
     number: int
     deployed_ms: int
@@ -52,6 +54,10 @@ class Version:
     filename: str
     source: bytes
     settings: Settings
+    digest: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", hashlib.sha256(self.source).digest())
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ comes when many wait, so that nobody keeps the others waiting.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -38,10 +37,6 @@ WARM_UP = (b"import os\n\n\nclass A:\n    def f(self, a=1):\n        return [os.
 log = logging.getLogger("solo.checkers")
 
 _Key = tuple[str, bytes]  # tenant, hash of the source
-
-
-def _key(tenant: str, text: bytes) -> _Key:
-    return tenant, hashlib.sha256(text).digest()
 
 
 class Startable(Protocol):
@@ -159,22 +154,20 @@ class Checkers:
         """
         return await self._ask(Kind.CHECK, filename, text)
 
-    def _known_examination(self, tenant: str, text: bytes) -> Examination | None:
-        key = _key(tenant, text)
+    def _known_examination(self, key: _Key) -> Examination | None:
         known = self._known.get(key)
         if known is not None:
             self._known.move_to_end(key)
         return known
 
-    def cleared(self, tenant: str, text: bytes, policy: CodeCheck) -> bool:
+    def cleared(self, spec: Spec, policy: CodeCheck) -> bool:
         """Whether a source may run before it has been looked at, or is known to be fine."""
         if policy != "deny":
             return True
-        known = self._known_examination(tenant, text)
+        known = self._known_examination((spec.tenant, spec.digest))
         return known is not None and not known.errors
 
-    async def _examination(self, tenant: str, text: bytes) -> Examination:
-        key = _key(tenant, text)
+    async def _examination(self, key: _Key, text: bytes) -> Examination:
         task = self._examining.get(key)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._examine(key, text))
@@ -193,12 +186,13 @@ class Checkers:
             self._known.popitem(last=False)
         return found
 
-    def checking(self, tenant: str, text: bytes) -> asyncio.Future[Examination]:
+    def checking(self, spec: Spec) -> asyncio.Future[Examination]:
         """The findings of a source, done already where this tenant's same source was checked before."""
-        known = self._known_examination(tenant, text)
+        key = spec.tenant, spec.digest
+        known = self._known_examination(key)
         loop = asyncio.get_running_loop()
         if known is None:
-            return loop.create_task(self._examination(tenant, text))
+            return loop.create_task(self._examination(key, spec.text))
         checking: asyncio.Future[Examination] = loop.create_future()
         checking.set_result(known)
         return checking
@@ -214,7 +208,7 @@ class Checkers:
         spec = service.spec
         if policy == "off" or spec.program is not None:
             return await service.start()
-        checking = self.checking(spec.tenant, spec.text)
+        checking = self.checking(spec)
         try:
             if policy == "deny" and (await checking).errors:
                 raise checking.result().refusal()

@@ -8,7 +8,6 @@ held. Up to that moment the old one can simply go on, with everything it had. It
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
@@ -89,7 +88,7 @@ class _Candidate(Owner):
         self._service.line(stream, text)
 
     def compiled(self, code: bytes) -> None:
-        self._service.house.keep_code(self._spec.tenant, hashlib.sha256(self._spec.text).digest(), code)
+        self._service.house.keep_code(self._spec.tenant, self._spec.digest, code)
 
     def sift(self, data: bytes, new: int) -> bytes:
         return self._service.sift(data, new)
@@ -186,8 +185,9 @@ class Swaps:
         )  # fmt: skip
         spec = replace(former, version=version, limits=wanted.limits)
         numbers = {"version": version.number, "from_version": former.version.number, "strategy": strategy}
-        digest = hashlib.sha256(wanted.text).hexdigest()
-        started = _event(spec, "hot_swap_started", {**numbers, "origin": wanted.origin, "source_sha256": digest})
+        started = _event(
+            spec, "hot_swap_started", {**numbers, "origin": wanted.origin, "source_sha256": spec.digest.hex()}
+        )
         self._store.record_soon(started)
         try:
             if strategy == "hot" and service.state == "running":
@@ -278,7 +278,7 @@ class Swaps:
         if not report["ok"]:
             raise deploy_failed(report["diagnostics"][0]["message"], report["diagnostics"])
         if code_check == "deny":
-            examination = await checkers.checking(spec.tenant, spec.text)
+            examination = await checkers.checking(spec)
             if examination.errors:
                 raise examination.refusal()
 

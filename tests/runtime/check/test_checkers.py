@@ -27,7 +27,7 @@ class Deployed:
     """A service that would come up."""
 
     class spec:  # noqa: N801
-        tenant, text, program = "acme", b"x = 1", None
+        tenant, text, digest, program = "acme", b"x = 1", b"its hash", None
 
     examination = CLEAN
     started = 0
