@@ -67,11 +67,12 @@ def _rss(pid: int) -> float:
 
 
 class Client(threading.Thread):
-    """One client that does at random what clients do; counts the answers' statuses by operation."""
+    """One client that does at random what clients do; counts answers by operation and status, and errors by words."""
 
     def __init__(self, server: Server, seed: int, until: float) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._server = server
         self._until = until
@@ -85,8 +86,12 @@ class Client(threading.Thread):
         choices, weights = [action for action, _ in actions], [weight for _, weight in actions]
         while time.monotonic() < self._until:
             action = self._random.choices(choices, weights)[0]
-            status, _ = action(f"s{self._random.randrange(IDS)}")
-            self.counts[f"{action.__name__[1:]} {status}"] += 1
+            service = f"s{self._random.randrange(IDS)}"
+            status, answer = action(service)
+            name = f"{action.__name__[1:]} {status}"
+            self.counts[name] += 1
+            if status >= 400:
+                self.errors[f"{name}: {_without_names(json.loads(answer)['message'], service)}"] += 1
         self._connection.close()
 
     def _send(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -119,6 +124,12 @@ class Client(threading.Thread):
         return self._send("GET", f"/services/{service}")
 
 
+def _without_names(message: str, service: str) -> str:
+    for tenant in TENANTS:
+        message = message.replace(tenant, "TENANT")
+    return message.replace(service, "ID")
+
+
 def kill_everything(server: Server) -> None:
     for tenant in TENANTS:
         for entry in server.request("GET", "/services?limit=1000", tenant=tenant)[1]["services"]:
@@ -138,7 +149,7 @@ def settled(server: Server) -> Sample:
     return last[-1]
 
 
-def work(server: Server, seconds: float, clients: int, seed: int) -> tuple[Counter[str], list[Sample]]:
+def work(server: Server, seconds: float, clients: int, seed: int) -> tuple[Counter[str], Counter[str], list[Sample]]:
     until = time.monotonic() + seconds
     threads = [Client(server, seed + number, until) for number in range(clients)]
     for thread in threads:
@@ -148,14 +159,20 @@ def work(server: Server, seconds: float, clients: int, seed: int) -> tuple[Count
         time.sleep(min(max(0.0, until - time.monotonic()), seconds / SAMPLES))
         samples.append(Sample.of(server))
     counts: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
     for thread in threads:
         thread.join()
         counts += thread.counts
-    return counts, samples
+        errors += thread.errors
+    return counts, errors, samples
 
 
 def report(
-    minutes: float, clients: int, seed: int, counts: Counter[str], samples: list[Sample], ends: tuple[Sample, Sample]
+    asked: argparse.Namespace,
+    counts: Counter[str],
+    errors: Counter[str],
+    samples: list[Sample],
+    ends: tuple[Sample, Sample],
 ) -> str:
     head = "| | descriptors | zygote's | RSS MiB | zygote's | processes | files |\n|---|---|---|---|---|---|---|"
 
@@ -165,13 +182,15 @@ def report(
         )
 
     rows = [line("warmed up, all killed", ends[0])]
-    rows += [line(f"{minutes * (n + 1) / len(samples):.1f} min", one) for n, one in enumerate(samples)]
+    rows += [line(f"{asked.minutes * (n + 1) / len(samples):.1f} min", one) for n, one in enumerate(samples)]
     rows += [line("the end, all killed", ends[1])]
     done = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+    refused = "\n".join(f"- {count} times {error}" for error, count in errors.most_common())
     return (
-        f"# Soak\n\n`python -m bench.soak --minutes {minutes:g} --clients {clients} --seed {seed}`\n\n"
-        f"{sum(counts.values())} requests. By operation and HTTP status: {done}.\n\n{head}\n" + "\n".join(rows) + "\n"
-    )
+        f"# Soak\n\n`python -m bench.soak --minutes {asked.minutes:g} --clients {asked.clients} --seed {asked.seed}`\n\n"
+        f"{sum(counts.values())} requests. By operation and HTTP status: {done}.\n\n{head}\n" + "\n".join(rows)
+        + f"\n\nWhat was not answered as it was asked, in the kernel's words:\n\n{refused}\n"
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -186,14 +205,14 @@ def main() -> int:
         kill_everything(server)
         before = settled(server)
         try:
-            counts, samples = work(server, asked.minutes * 60, asked.clients, asked.seed + 1000)
+            counts, errors, samples = work(server, asked.minutes * 60, asked.clients, asked.seed + 1000)
         except (OSError, IndexError):
             print(f"the kernel ended with {server.process.poll()}, and said last:\n{server.log[-5000:]}")
             raise
         kill_everything(server)
         after = settled(server)
         internal = [line for line in server.log.splitlines() if "internal error" in line]
-    text = report(asked.minutes, asked.clients, asked.seed, counts, samples, (before, after))
+    text = report(asked, counts, errors, samples, (before, after))
     print(text)
     if asked.report:
         asked.report.parent.mkdir(parents=True, exist_ok=True)

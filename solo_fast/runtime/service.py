@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from solo_fast.domain.errors import (
-    ServiceError,
-    ShuttingDown,
-    SoloError,
-)
+from solo_fast.domain.errors import ServiceError, SoloError
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
@@ -46,7 +44,8 @@ class Service(Reception):
 
     Attributes:
         requests_pending: what it has asked of the kernel and is not answered yet.
-        replacing: its successor is coming up.
+        replacing: done when what comes up in its place is there, or is gone; None while nothing does.
+        successor: the service that comes up in its place, and in its room; None in a swap, which is its own affair.
         beside: processes that load or stand by to take the place of the present one, and those that end.
         examination: what the static check of its source found.
         violation: for which limit the newest process that did not come up was killed.
@@ -58,7 +57,8 @@ class Service(Reception):
         super().__init__(spec, house, refusals)
         self.created_at = self.updated_at = _time_of(time.time_ns() // 1_000_000)
         self.requests_pending = 0
-        self.replacing = False
+        self.replacing: asyncio.Future[None] | None = None
+        self.successor: Service | None = None
         self.examination: Examination = CLEAN
         self.violation: Event | None = None
         self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
@@ -99,8 +99,8 @@ class Service(Reception):
             patience: how many times its startup timeout it may take.
 
         Raises:
-            DeployFailed: the source did not come up; no process is left. ShuttingDown: it was ended meanwhile.
-            InternalError: no process could be made.
+            DeployFailed: the source did not come up; no process is left. InternalError: no process could be made.
+            NotFound, ShuttingDown: it was ended meanwhile.
         """
         spec = self.spec
         state = self._carried or b""
@@ -120,7 +120,7 @@ class Service(Reception):
             hand_over: what it does with a state: a word of runtime/frames.py, or nothing.
 
         Raises:
-            DeployFailed, ShuttingDown, InternalError: as `start`.
+            DeployFailed, NotFound, ShuttingDown, InternalError: as `start`.
         """
         code = self.house.code_for(spec.tenant, spec.digest)
         closed_ports = await self.house.closed_ports(spec.limits.network)
@@ -134,7 +134,7 @@ class Service(Reception):
                 process.begin(source)
             await self.house.limiter.confine(self, process, spec.limits)
             if self._ended:
-                raise ShuttingDown(f"{spec.service_id} was ended before it had come up", retry_after_ms=1000)
+                raise self.gone()
             described = await process.load(source, owner, patience * spec.limits.startup_timeout_ms / 1000)
             if process.exited.done():
                 raise deploy_failed(f"the process {process.exited.result()} as soon as it had come up")
@@ -171,6 +171,17 @@ class Service(Reception):
         self.beside.discard(process)
         self._process, self.described = process, described
         self._become("running")
+
+    @contextmanager
+    def being_replaced(self, successor: Service | None = None) -> Iterator[None]:
+        """Something comes up in its place, and nothing else may meanwhile."""
+        self.replacing = replaced = asyncio.get_running_loop().create_future()
+        self.successor = successor
+        try:
+            yield
+        finally:
+            self.replacing = self.successor = None
+            replaced.set_result(None)
 
     # -- hot swap (runtime/swap/) --------------------------------------------------------------------------------
 

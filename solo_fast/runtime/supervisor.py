@@ -10,7 +10,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from solo_fast._ext.registry import Services
-from solo_fast.domain.errors import AlreadyExists, DeployFailed, NotFound, ShuttingDown, TenantOverloaded
+from solo_fast.domain.errors import (
+    AlreadyExists,
+    DeployFailed,
+    NotFound,
+    ShuttingDown,
+    SoloError,
+    TenantOverloaded,
+)
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.domain.layers import LayerReport
@@ -171,7 +178,7 @@ class Supervisor:
         self.check_open()
         self._store.check_writable()  # before its code runs
         former: Service | None = self.services.get(tenant, service_id)
-        if former is not None and (former.state == "starting" or former.replacing):
+        if former is not None and (former.state == "starting" or former.replacing is not None):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
         if former is not None and not replace:
             raise AlreadyExists(f"{service_id} is deployed already; deploy it with replace, or kill it first")
@@ -188,21 +195,17 @@ class Supervisor:
         service = Service(spec, self)
         if former is not None:
             service.created_at = former.created_at
-            former.replacing = True
-        else:
-            self.services.put(tenant, service_id, service)
+            with former.being_replaced(service):
+                await self._come_up(service, former, code_check)
+                await self._take_over(former, service)
+            return service
+        self.services.put(tenant, service_id, service)
         try:
-            await self._come_up(service, former, code_check)
+            await self._come_up(service, None, code_check)
         except BaseException:
-            if former is None:
-                self.services.remove(tenant, service_id)
-                self._release(spec.room)
+            self.services.remove(tenant, service_id)
+            self.in_background(self._end(service, 0))
             raise
-        finally:
-            if former is not None:
-                former.replacing = False
-        if former is not None:
-            await self._take_over(former, service)
         return service
 
     def _move_in(self, tenant: str, service_id: str, version: Version, limits: Limits, code_check: CodeCheck) -> Spec:
@@ -247,10 +250,13 @@ class Supervisor:
         self._coming_up.add(service)
         try:
             described = await self.checkers.start(service, code_check)
-        except DeployFailed as error:
+        except SoloError as error:
             self.check_open()
-            failed = {**told_of(error), "replaced": replaced}
-            await self._store.keep(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
+            if former is not None:
+                await self._check_still_there(service, former)
+            if isinstance(error, DeployFailed):
+                failed = {**told_of(error), "replaced": replaced}
+                await self._store.keep(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
         finally:
             self._coming_up.discard(service)
@@ -308,7 +314,15 @@ class Supervisor:
         return grace_s, durable
 
     async def _end(self, service: Service, grace_s: float) -> None:
+        """End a service for good, and what comes up in its place; then nobody lives in their room any more."""
+        successor, replaced = service.successor, service.replacing
+        if successor is not None:
+            await successor.end("killed", 0)
         await service.end("killed", grace_s)
+        if replaced is not None:
+            await asyncio.shield(replaced)
+        if successor is not None:
+            await successor.end("killed", 0)  # what it had just begun
         self._release(service.spec.room)
 
     def find(self, tenant: str, service_id: str) -> Service:

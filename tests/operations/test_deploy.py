@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -176,6 +178,41 @@ def test_a_busy_service_is_killed_within_its_grace(server, query, grace_ms):
     status, body, _ = server.request("DELETE", f"/services/busy?{query}")
     assert (status, body["grace_period_ms"]) == (202, grace_ms)
     eventually(lambda: not running(pid), "the busy process is gone")
+
+
+@pytest.mark.parametrize("force", ["true", "false"])
+def test_a_kill_ends_what_comes_up_in_its_place_and_says_so(server, force):
+    server.deploy("twice", COUNTER)
+    room = server.data_dir / "work" / next(name for name in server.work_dirs() if name.startswith("acme.twice."))
+    endless = "import os, time\nprint(os.getpid(), flush=True)\nwhile True: time.sleep(0.01)\n"
+    body = {"service_id": "twice", "code": endless, "replace": True}
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(server.request, "POST", "/services", body)
+        pid = int(eventually(lambda: logged(server, "twice"), "its successor is coming up")[-1])
+        assert room.is_dir()
+        assert server.request("DELETE", f"/services/twice?force={force}")[0] == 202
+        status, answer, _ = replacing.result()
+    assert (status, answer["error"]) == (404, "not_found"), answer
+    assert "killed while it was being replaced" in answer["message"]
+    assert not running(pid)
+    eventually(lambda: not room.exists(), "their room is gone")
+
+
+def test_kills_that_meet_replacements_are_told_as_such(server):
+    """Whatever a replacement is doing when its service is killed: it is never the source that is to blame."""
+    answers: Counter[tuple[int, str]] = Counter()
+
+    def replace(_: int) -> None:
+        status, body, _ = server.request("POST", "/services", {"service_id": "met", "code": COUNTER, "replace": True})
+        answers[status, "" if status < 400 else body["error"]] += 1
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(replace, range(300)):
+            server.request("DELETE", "/services/met?force=true")
+    assert answers[201, ""] > 0
+    assert set(answers) <= {(201, ""), (404, "not_found"), (409, "already_exists")}, answers
+    server.request("DELETE", "/services/met?force=true")
+    eventually(lambda: not [name for name in server.work_dirs() if name.startswith("acme.met.")], "no room is left")
 
 
 def test_terminate_is_called_with_the_reason(server):

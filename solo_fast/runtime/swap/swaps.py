@@ -165,16 +165,13 @@ class Swaps:
         """
         self._floor.check_open()
         self._store.check_writable()  # before its code runs
-        if service.replacing or service.state == "starting":
+        if service.replacing is not None or service.state == "starting":
             raise AlreadyExists(
                 f"{service.spec.service_id} is just being replaced by somebody else; try again when that is done"
             )
-        service.replacing = True
-        try:
+        with service.being_replaced():
             await service.restarted()
             return await self._swap(service, wanted, strategy, window_ms)
-        finally:
-            service.replacing = False
 
     async def _swap(self, service: Service, wanted: Wanted, strategy: Strategy, window_ms: int) -> Swapped:
         former = service.spec
