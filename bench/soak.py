@@ -126,7 +126,7 @@ class Client(threading.Thread):
 
 def _without_names(message: str, service: str) -> str:
     for tenant in TENANTS:
-        message = message.replace(tenant, "TENANT")
+        message = message.replace(repr(tenant), "TENANT").replace(f"/{tenant}.", "/TENANT.")
     return message.replace(service, "ID")
 
 
@@ -187,7 +187,8 @@ def report(
     done = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
     refused = "\n".join(f"- {count} times {error}" for error, count in errors.most_common())
     return (
-        f"# Soak\n\n`python -m bench.soak --minutes {asked.minutes:g} --clients {asked.clients} --seed {asked.seed}`\n\n"
+        "# Soak\n\n"
+        f"`python -m bench.soak --minutes {asked.minutes:g} --clients {asked.clients} --seed {asked.seed}`\n\n"
         f"{sum(counts.values())} requests. By operation and HTTP status: {done}.\n\n{head}\n" + "\n".join(rows)
         + f"\n\nWhat was not answered as it was asked, in the kernel's words:\n\n{refused}\n"
     )  # fmt: skip
