@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from solo_fast.runtime.family import children
 from tests.harness import Server, descendants, eventually, running
 
 FRAGILE = """
@@ -144,9 +145,18 @@ def test_a_killed_zygote_is_replaced_while_services_go_on(own_server):
     assert own_server.stop() == 0
 
 
+def test_what_a_killed_zygote_tried_out_is_removed_by_the_next(own_server):
+    remains = own_server.data_dir / "work" / ".trial-1"
+    remains.mkdir()
+    (remains / "probe").touch()
+    os.kill(zygote_of(own_server), signal.SIGKILL)
+    own_server.deploy("after", FRAGILE)
+    eventually(lambda: not remains.exists(), "it is gone")
+
+
 def zygote_of(server: Server) -> int:
     def find():
-        for pid in descendants(server.pid):
+        for pid in children(server.pid):  # blanks have its name, but are its children
             try:
                 with open(f"/proc/{pid}/comm") as comm:
                     if comm.read().strip() == "solo-zygote" and os.getpgid(pid) == pid:

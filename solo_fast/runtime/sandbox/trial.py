@@ -23,6 +23,8 @@ ENVIRONMENT = frozenset({"LANG", "LC_CTYPE", "PATH", "HOME", "TMPDIR", "SOLO_SER
 TRIAL_PROCESSES = 4
 TRIAL_SECONDS_MAX = 10.0
 TRIAL_ROUNDS = 4
+FOLDER = ".trial-"  # and the zygote's pid: where its trials work
+PROBE = "probe"
 
 SetUp = Callable[[int, int, int], object]
 """Makes a forked child a blank, with its link, stdout and stderr (runtime/child.py)."""
@@ -39,6 +41,7 @@ def try_out(plan: Plan, settings: Settings, set_up: SetUp, missing: dict[str, st
     Raises:
         OSError: the child can't be forked, or has no place to work in.
     """
+    _remove_remains(settings.work_root)
     for _ in range(TRIAL_ROUNDS):
         if not plan.layers & {"uid", "user_ns"}:
             plan.layers.discard("processes")
@@ -62,9 +65,23 @@ def try_out(plan: Plan, settings: Settings, set_up: SetUp, missing: dict[str, st
     plan.layers = set()
 
 
+def _remove_remains(work_root: str) -> None:
+    """Of the trials of zygotes that were killed in the middle of one."""
+    for name in os.listdir(work_root):
+        if name.startswith(FOLDER):
+            _remove(os.path.join(work_root, name))
+
+
+def _remove(work_dir: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(f"{work_dir}/{PROBE}")
+    with contextlib.suppress(OSError):
+        os.rmdir(work_dir)
+
+
 def _trial(settings: Settings, set_up: SetUp) -> dict[str, str]:
     """Layer -> what is wrong with it, as a throw-away child finds."""
-    work_dir = os.path.join(settings.work_root, f".trial-{os.getpid()}")
+    work_dir = os.path.join(settings.work_root, f"{FOLDER}{os.getpid()}")
     os.mkdir(work_dir, 0o700)
     if "uid" in Plan.current.layers:
         os.chown(work_dir, settings.uid, settings.uid)
@@ -84,8 +101,7 @@ def _trial(settings: Settings, set_up: SetUp) -> dict[str, str]:
     finally:
         ours.close()
         theirs.close()
-        with contextlib.suppress(OSError):
-            os.rmdir(work_dir)
+        _remove(work_dir)
     try:
         failures: dict[str, str] = orjson.loads(told)
     except ValueError:
@@ -220,9 +236,9 @@ def _trial_of_processes(work_dir: str) -> str:
 
 
 def _trial_of_files(work_dir: str) -> str:
-    with open(f"{work_dir}/probe", "wb") as file:
+    with open(f"{work_dir}/{PROBE}", "wb") as file:
         file.write(b"probe")
-    os.unlink(f"{work_dir}/probe")
+    os.unlink(f"{work_dir}/{PROBE}")
     for path in Plan.current.readable:
         if not path.startswith("/etc/"):
             os.listdir(path) if os.path.isdir(path) else os.stat(path)
