@@ -23,8 +23,10 @@ import uvloop
 
 from solo_fast.config import Config, uid_range
 from solo_fast.runtime.bounds import Bounds, Settings
-from solo_fast.runtime.process import LinkLimits, Owner, Process, Source
+from solo_fast.runtime.owner import Owner
+from solo_fast.runtime.process import LinkLimits, Process
 from solo_fast.runtime.rooms import Rooms
+from solo_fast.runtime.source import Source
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 from tests.harness import Server
 

@@ -35,7 +35,6 @@ from solo_fast.store.desired import (
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
-RECENT_EVENTS = 10
 NAME_CHARACTERS_MAX = 128
 NOTHING_ASKED = m.ServiceLimits()
 NOT_DURABLE = (
@@ -157,7 +156,7 @@ class Operations(StorageOperations):
 
     async def status(self, caller: Caller, request: m.StatusRequest) -> m.StatusResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
-        recent = await self._store.recent(caller.tenant, request.service_id, RECENT_EVENTS)
+        recent = await self._store.recent(caller.tenant, request.service_id)
         return views.status(service, recent, self._supervisor.layers)
 
     async def list(self, caller: Caller, request: m.ListRequest) -> m.ListResponse:

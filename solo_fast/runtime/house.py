@@ -12,8 +12,10 @@ from solo_fast.store.desired import Change
 if TYPE_CHECKING:
     from solo_fast.runtime.checkpoints import CheckpointStore
     from solo_fast.runtime.limits.limiter import Limiter
-    from solo_fast.runtime.process import Owner, Process, Source
+    from solo_fast.runtime.owner import Owner
+    from solo_fast.runtime.process import Process
     from solo_fast.runtime.service import Service
+    from solo_fast.runtime.source import Source
 
 
 class House(Protocol):

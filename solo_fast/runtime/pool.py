@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from solo_fast.domain.errors import InternalError, SoloError
 from solo_fast.runtime.bounds import Bounds
-from solo_fast.runtime.process import NOBODY, LinkLimits, Owner, Process, Source
+from solo_fast.runtime.owner import NOBODY, Owner
+from solo_fast.runtime.process import LinkLimits, Process
 from solo_fast.runtime.rooms import Room
+from solo_fast.runtime.source import Source
 from solo_fast.runtime.zygote_client import ZygoteClient
 
 REFILL_AFTER_S = 0.005

@@ -13,23 +13,24 @@ from typing import Any, cast
 
 import orjson
 
-from solo_fast.domain.errors import ERRORS, DeployFailed, ServiceError, SoloError
+from solo_fast.domain.errors import ERRORS, ServiceError, SoloError
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Stream
 from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.ending import EndedEarlyError, Ending
 from solo_fast.runtime.external import Door, Program, UnreachableError
 from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, message_body
 from solo_fast.runtime.mailbox import Message
 from solo_fast.runtime.orders import Order
 from solo_fast.runtime.output import PipeReader
-from solo_fast.runtime.spec import Spec
+from solo_fast.runtime.owner import NOBODY, Owner
+from solo_fast.runtime.source import Description, Source, deploy_failed
 from solo_fast.runtime.zygote_client import Child, ZygoteClient
 
 UNSENT_BYTES_MAX = 32 * 1024 * 1024  # what a service may leave unread on its link
 EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for, and its last frames
 LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
-DIAGNOSTICS_MAX = 10  # in an event
 KEPT_BYTES_MAX = 32 * 1024 * 1024  # arguments kept for a second sending, of one process
 
 log = logging.getLogger("solo.process")
@@ -43,134 +44,6 @@ class LinkLimits:
     result_bytes: int
     line_bytes: int
     state_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What a process is to run, and within what.
-
-    Attributes:
-        work_dir: "" for none.
-        code: the marshalled code object of this very source, or nothing yet.
-        hand_over: what it does with the state of a former process: a word of runtime/frames.py, or nothing.
-        state: that it is to be restored from.
-    """
-
-    tenant: str
-    service_id: str
-    filename: str
-    text: bytes
-    work_dir: str
-    bounds: Bounds
-    code: bytes = b""
-    program: Program | None = None
-    hand_over: str = ""
-    state: bytes = b""
-
-    @classmethod
-    def of(
-        cls, spec: Spec, closed_ports: tuple[int, ...], code: bytes, hand_over: str = "", state: bytes = b""
-    ) -> Source:
-        """Of a service's spec; `closed_ports` as in Bounds."""
-        return cls(
-            spec.tenant,
-            spec.service_id,
-            spec.version.filename,
-            spec.text,
-            str(spec.room.work_dir),
-            spec.bounds(closed_ports),
-            code,
-            spec.program,
-            hand_over,
-            state,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a service says of itself once it is loaded."""
-
-    kind: str
-    class_name: str
-    methods: frozenset[str]
-    is_async: bool
-    concurrent: bool
-    any_method: bool = False  # it says for itself, at the call, what it has
-    persist: bool = False
-
-    @classmethod
-    def of(cls, described: Any) -> Description:
-        """Of what its process says, which may be anything.
-
-        Raises:
-            ValueError, TypeError: it is not what a service says.
-        """
-        if not isinstance(described, dict):
-            raise TypeError("it describes itself by something else than an object")
-        made = cls(**{**described, "methods": frozenset(described.get("methods", ()))})
-        if not all(isinstance(name, str) for name in (made.kind, made.class_name, *made.methods)):
-            raise ValueError("it describes itself by something else than names")
-        return made
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a process ended: an exit code, or the signal that ended it; both None where nobody could say."""
-
-    exit_code: int | None
-    signal: str | None
-
-    @classmethod
-    def of(cls, status: int | None) -> Ending:
-        if status is None:
-            return cls(None, None)
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            known = number in signal.valid_signals()
-            return cls(None, signal.Signals(number).name if known and number < signal.SIGRTMIN else f"signal {number}")
-        return cls(os.WEXITSTATUS(status), None)
-
-    def __str__(self) -> str:
-        if self.signal:
-            return f"was ended by {self.signal}"
-        return f"exited with code {self.exit_code}" if self.exit_code is not None else "ended"
-
-
-class Owner:
-    """Who a process belongs to, and who hears of it. The supervisor's Service is one; a blank has none."""
-
-    def wants(self, process: Process, message_id: int, body: bytes) -> None:
-        """The service asks something of the kernel (`self.solo`)."""
-
-    def line(self, stream: Stream, text: str) -> None:
-        """The service printed or logged a line."""
-
-    def sift(self, data: bytes, new: int) -> bytes:
-        """What may pass of printed lines, whose last `new` bytes have just come."""
-        return data
-
-    def compiled(self, code: bytes) -> None:
-        """The service compiled its source, and this is the marshalled code object."""
-
-    def checkpoint(self, process: Process, state: bytes) -> None:
-        """The service's state, for the store."""
-
-    def why(self, process: Process) -> str:
-        """What there is to say about the end of the process, for the end of a sentence."""
-        return ""
-
-    def ended(self, process: Process, ending: Ending) -> None:
-        """The process is gone."""
-
-    @property
-    def saturated(self) -> bool:
-        return False
-
-    async def drained(self) -> None:
-        return
-
-
-NOBODY = Owner()
 
 
 class Process(asyncio.Protocol):
@@ -385,7 +258,7 @@ class Process(asyncio.Protocol):
         self._loading = self._loop.create_future()
         self._loading.add_done_callback(_heard)  # nobody may wait for it yet when the process ends
         if self.exited.done():  # as a blank: nothing will come that could tell of it
-            self._loading.set_exception(_EndedEarlyError(self.exited.result()))
+            self._loading.set_exception(EndedEarlyError(self.exited.result()))
         else:
             self._write(self._order_frame(kind, source))
 
@@ -400,7 +273,7 @@ class Process(asyncio.Protocol):
             raise deploy_failed(
                 f"the source did not {verb} within {timeout_s * 1000:.0f} ms (startup_timeout_ms)"
             ) from None
-        except _EndedEarlyError as error:
+        except EndedEarlyError as error:
             raise deploy_failed(
                 f"the process {error.ending} before the source had come up{self.owner.why(self)}"
             ) from None
@@ -430,12 +303,12 @@ class Process(asyncio.Protocol):
         self._write(frame(kind, self._asked_id, body))
         try:
             if self.exited.done():
-                raise _EndedEarlyError(self.exited.result())
+                raise EndedEarlyError(self.exited.result())
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
             raise deploy_failed(f"{doing} took longer than {timeout_s * 1000:.0f} ms") from None
-        except _EndedEarlyError as error:
+        except EndedEarlyError as error:
             raise deploy_failed(f"the process {error.ending} while {doing}") from None
         except FrameError as error:
             raise deploy_failed(f"the process broke its link to the kernel while {doing}: {error}") from None
@@ -697,8 +570,8 @@ class Process(asyncio.Protocol):
         self._fail_pending(ServiceError(f"the service {ending} before it answered{self.owner.why(self)}"))
         for post in self._posts:
             post.cancel()
-        self._loaded(None, _EndedEarlyError(ending))
-        self._answered(self._asked_id, b"", _EndedEarlyError(ending))
+        self._loaded(None, EndedEarlyError(ending))
+        self._answered(self._asked_id, b"", EndedEarlyError(ending))
         self.exited.set_result(ending)
         self.owner.ended(self, ending)
         await self._close_io()
@@ -736,23 +609,6 @@ def _heard(loading: asyncio.Future[Any]) -> None:
     """Asyncio complains of an error that nobody has asked for."""
     if not loading.cancelled():
         loading.exception()
-
-
-class _EndedEarlyError(Exception):
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(str(ending))
-        self.ending = ending
-
-
-def deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None) -> DeployFailed:
-    """The error of a source that did not become a running service; always with a diagnostic."""
-    shown = diagnostics or [{"line": 0, "column": 0, "message": message, "text": ""}]
-    return DeployFailed(message, details={"diagnostics": shown})
-
-
-def told_of(error: SoloError) -> dict[str, Any]:
-    """What an event tells of a start that failed. Who asked for it got all diagnostics."""
-    return {"message": error.message, "diagnostics": error.details.get("diagnostics", [])[:DIAGNOSTICS_MAX]}
 
 
 def _error_of(body: bytes) -> SoloError:

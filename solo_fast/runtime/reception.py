@@ -24,7 +24,9 @@ from solo_fast.runtime.frames import Kind
 from solo_fast.runtime.house import House
 from solo_fast.runtime.limits.violation import Refusals
 from solo_fast.runtime.mailbox import Mailbox, Message
-from solo_fast.runtime.process import UNSENT_BYTES_MAX, Description, Owner, Process
+from solo_fast.runtime.owner import Owner
+from solo_fast.runtime.process import UNSENT_BYTES_MAX, Process
+from solo_fast.runtime.source import Description
 from solo_fast.runtime.spec import Spec
 
 PROBING_RETRY_MS = 100  # while the calls that are to close or open a half-open circuit are under way

@@ -17,21 +17,16 @@ from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
 from solo_fast.runtime.breaker import CircuitBreaker
 from solo_fast.runtime.check.examination import CLEAN, Examination
+from solo_fast.runtime.ending import Ending
 from solo_fast.runtime.frames import RESTORE, Kind
 from solo_fast.runtime.house import House
 from solo_fast.runtime.limits.gauge import cpu_us, resident_bytes
 from solo_fast.runtime.limits.lograte import LogRate
 from solo_fast.runtime.limits.violation import Refusals, explanation
-from solo_fast.runtime.process import (
-    Description,
-    Ending,
-    Owner,
-    Process,
-    Source,
-    deploy_failed,
-    told_of,
-)
+from solo_fast.runtime.owner import Owner
+from solo_fast.runtime.process import Process
 from solo_fast.runtime.reception import Reception
+from solo_fast.runtime.source import Description, Source, deploy_failed, told_of
 from solo_fast.runtime.spec import Spec
 from solo_fast.runtime.swap.probation import Probation
 from solo_fast.store.desired import NoteRestarts, PutService, ServiceRow

@@ -27,10 +27,12 @@ from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.draining import end_all
 from solo_fast.runtime.limits.gauge import Inherited
 from solo_fast.runtime.limits.limiter import Limiter
+from solo_fast.runtime.owner import Owner
 from solo_fast.runtime.pool import WarmPool
-from solo_fast.runtime.process import LinkLimits, Owner, Process, Source, told_of
+from solo_fast.runtime.process import LinkLimits, Process
 from solo_fast.runtime.rooms import Room, Rooms
 from solo_fast.runtime.service import Service
+from solo_fast.runtime.source import Source, told_of
 from solo_fast.runtime.spec import Limits, Spec
 from solo_fast.runtime.swap.swaps import Swaps
 from solo_fast.runtime.zygote_client import ZygoteClient

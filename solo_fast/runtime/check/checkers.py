@@ -22,8 +22,9 @@ from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.check.examination import CLEAN, Examination, unchecked
 from solo_fast.runtime.frames import Kind
 from solo_fast.runtime.pool import WarmPool
-from solo_fast.runtime.process import Description, Process, Source
+from solo_fast.runtime.process import Process
 from solo_fast.runtime.rooms import Rooms
+from solo_fast.runtime.source import Description, Source
 from solo_fast.runtime.spec import Spec
 
 CHECK_SECONDS = 5.0

@@ -21,8 +21,10 @@ from solo_fast.runtime.check.checkers import Checkers
 from solo_fast.runtime.check.examination import CLEAN, Examination
 from solo_fast.runtime.checkpoints import CheckpointStore
 from solo_fast.runtime.frames import CODE_CHANGE, RESTORE_IF_PERSISTENT, Kind
-from solo_fast.runtime.process import Description, Owner, Process, deploy_failed, told_of
+from solo_fast.runtime.owner import Owner
+from solo_fast.runtime.process import Process
 from solo_fast.runtime.service import Service
+from solo_fast.runtime.source import Description, deploy_failed, told_of
 from solo_fast.runtime.spec import Limits, Spec
 from solo_fast.runtime.swap.keepsake import Keepsake
 from solo_fast.runtime.swap.probation import Probation
