@@ -31,6 +31,12 @@ from solo_fast.runtime.spec import Spec
 from solo_fast.runtime.swap.probation import Probation
 from solo_fast.store.desired import NoteRestarts, PutService, ServiceRow
 
+_WHY_ENDED = {
+    "killed": ", for it was killed",
+    "replaced": ", for another took its place",
+    "shutdown": ", for the kernel shuts down",
+}
+
 
 class Service(Reception):
     """A deployed service and its supervisor.
@@ -358,6 +364,8 @@ class Service(Reception):
             self.house.checkpoints.save(self.spec.tenant, self.spec.service_id, state)
 
     def why(self, process: Process) -> str:
+        if self._ended:
+            return _WHY_ENDED.get(self._end_reason, "")
         self.house.limiter.conclude(process)
         return explanation(process.violation) if process.violation is not None else ""
 

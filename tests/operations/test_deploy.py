@@ -180,6 +180,17 @@ def test_a_busy_service_is_killed_within_its_grace(server, query, grace_ms):
     eventually(lambda: not running(pid), "the busy process is gone")
 
 
+def test_a_call_that_a_kill_cuts_off_is_told_so(server):
+    server.deploy("cut", "import time\ndef long():\n    print('begun', flush=True)\n    time.sleep(60)\n")
+    with ThreadPoolExecutor(1) as pool:
+        calling = pool.submit(server.request, "POST", "/services/cut/call/long")
+        eventually(lambda: logged(server, "cut"), "it has begun")
+        server.request("DELETE", "/services/cut?force=true")
+        status, body, _ = calling.result()
+    assert (status, body["error"]) == (502, "service_error")
+    assert body["message"] == "the service was ended by SIGKILL before it answered, for it was killed"
+
+
 @pytest.mark.parametrize("force", ["true", "false"])
 def test_a_kill_ends_what_comes_up_in_its_place_and_says_so(server, force):
     server.deploy("twice", COUNTER)
