@@ -73,12 +73,21 @@ class Client(threading.Thread):
         super().__init__()
         self.counts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+        self.failure: Exception | None = None
         self._random = random.Random(seed)
         self._server = server
         self._until = until
         self._connection = http.client.HTTPConnection(server.host, server.http_port, timeout=60)
 
     def run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # a client that is gone loads nobody, and must not look like a calm kernel
+            self.failure = error
+        finally:
+            self._connection.close()
+
+    def _work(self) -> None:
         actions: list[tuple[Callable[[str], tuple[int, Any]], int]] = [
             (self._call, 60), (self._deploy, 12), (self._kill, 8), (self._crash, 4), (self._broken, 3),
             (self._register, 5), (self._status, 8),
@@ -92,7 +101,6 @@ class Client(threading.Thread):
             self.counts[name] += 1
             if status >= 400:
                 self.errors[f"{name}: {_without_names(json.loads(answer)['message'], service)}"] += 1
-        self._connection.close()
 
     def _send(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         headers = {"x-tenant-id": self._random.choice(TENANTS), "content-type": "application/json"}
@@ -162,6 +170,8 @@ def work(server: Server, seconds: float, clients: int, seed: int) -> tuple[Count
     errors: Counter[str] = Counter()
     for thread in threads:
         thread.join()
+        if thread.failure is not None:
+            raise thread.failure
         counts += thread.counts
         errors += thread.errors
     return counts, errors, samples
@@ -207,7 +217,7 @@ def main() -> int:
         before = settled(server)
         try:
             counts, errors, samples = work(server, asked.minutes * 60, asked.clients, asked.seed + 1000)
-        except (OSError, IndexError):
+        except (OSError, IndexError, http.client.HTTPException):
             print(f"the kernel ended with {server.process.poll()}, and said last:\n{server.log[-5000:]}")
             raise
         kill_everything(server)

@@ -481,7 +481,7 @@ cdef class Directory:
             handle: names the registration to its tenant; must be new to it.
             metadata: copied.
             ttl_s: seconds until it expires unless a heartbeat comes; 0: permanent.
-            left_s: seconds until its first end, for a lease that already runs; 0: ttl_s.
+            left_s: seconds until its first end, for a lease that already runs; 0, and no more than, ttl_s.
 
         Raises:
             ValueError: the tenant has another registration of this handle, or ttl_s or left_s is negative or not a
@@ -520,7 +520,7 @@ cdef class Directory:
         registration.version = version
         registration.metadata = metadata
         registration.ttl_s = ttl_s
-        registration.expires_at = INFINITY if ttl_s == 0 else now + (left_s or ttl_s)
+        registration.expires_at = INFINITY if ttl_s == 0 else now + (min(left_s, ttl_s) or ttl_s)
         registration.replaced = former
         registration._number = self._numbers
         self._numbers += 1

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from solo_fast._ext.registry import Directory, Registration
+from solo_fast._ext.registry import Directory
 from solo_fast.config import Config
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, NotFound, PermissionDenied, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, PermissionDenied, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.operations import ceilings, versions, views
 from solo_fast.operations.caller import Caller
-from solo_fast.operations.deploys import filename_of, settings_of, source_of
+from solo_fast.operations.deploys import check_metadata, filename_of, settings_of, source_of
+from solo_fast.operations.registry import RegistryOperations
 from solo_fast.operations.storage import StorageOperations
 from solo_fast.operations.streams import merge
 from solo_fast.runtime.service import Service
 from solo_fast.runtime.spec import Limits
 from solo_fast.runtime.supervisor import Supervisor
 from solo_fast.runtime.swap.swaps import Wanted
-from solo_fast.store.database import StoreUnavailable
-from solo_fast.store.desired import (
-    PutRegistration,
-    RegistrationRow,
-    RemoveRegistration,
-    RenewRegistration,
-)
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
-NAME_CHARACTERS_MAX = 128
 NOTHING_ASKED = m.ServiceLimits()
 NOT_DURABLE = (
     "this is not on disk yet, for the store has no room: it is recorded as soon as it has, and undone by the next "
@@ -43,7 +33,6 @@ NOT_DURABLE = (
 )
 
 T = TypeVar("T")
-Found = list[m.DiscoveredService]
 Events = list[m.EventView]
 Lines = list[m.LogEntry]
 
@@ -56,7 +45,7 @@ class KernelView(Protocol):
     def begin_shutdown(self, grace_s: float | None) -> None: ...
 
 
-class Operations(StorageOperations):
+class Operations(RegistryOperations, StorageOperations):
     """The handlers. Each is `async (caller, request) -> response`; watch and logs iterate over lists of responses.
 
     A handler raises only errors of solo_fast.domain.errors. What changes state runs to its end once it has begun,
@@ -82,7 +71,6 @@ class Operations(StorageOperations):
         self._sections = frozenset(config.tenants())
         self._usual_limits: dict[str, Limits] = {}  # by section of the configuration, "" for those who have none
         self._watchers: dict[str, int] = {}
-        self._registering: Counter[str] = Counter()  # registrations on their way to the disk
         self.calls = 0
 
     # -- services ------------------------------------------------------------------------------------------------
@@ -93,7 +81,7 @@ class Operations(StorageOperations):
         settings = settings_of(request)
         config = self.config.for_tenant(caller.tenant)
         self._check_tenants(caller.tenant)
-        self._check_metadata("metadata", request.metadata)
+        check_metadata(self.config, "metadata", request.metadata)
         work = self._supervisor.deploy(
             caller.tenant,
             request.service_id,
@@ -146,14 +134,6 @@ class Operations(StorageOperations):
         if services.count(tenant) == 0 and services.tenants() >= limit:
             raise TenantOverloaded(f"the kernel has services of {limit} tenants, its solo.max_tenants")
 
-    def _check_metadata(self, name: str, metadata: dict[str, str]) -> None:
-        entries, length = self.config.get("limits.metadata_entries"), self.config.get("limits.metadata_length")
-        if len(metadata) > entries:
-            raise InvalidRequest(f"{name} has {len(metadata)} entries, more than limits.metadata_entries ({entries})")
-        for key, value in metadata.items():
-            if not key or len(key) > length or len(value) > length:
-                raise InvalidRequest(f"{name} key {key[:40]!r}: keys and values have at most {length} characters")
-
     async def status(self, caller: Caller, request: m.StatusRequest) -> m.StatusResponse:
         service = self._supervisor.find(caller.tenant, request.service_id)
         recent = await self._store.recent(caller.tenant, request.service_id)
@@ -189,8 +169,7 @@ class Operations(StorageOperations):
 
     async def _kill(self, tenant: str, service_id: str, grace_s: float | None, *, force: bool) -> tuple[float, bool]:
         def leaving(killed: Event) -> Sequence[Event]:
-            gone = self._directory.remove_service(tenant, service_id)
-            return [_unregistered(registration, "killed", killed) for registration in gone]
+            return self._leave_registry(tenant, service_id, killed)
 
         return await self._supervisor.kill(tenant, service_id, grace_s=grace_s, force=force, leaving=leaving)
 
@@ -198,7 +177,7 @@ class Operations(StorageOperations):
         service = self._supervisor.find(caller.tenant, request.service_id)
         asked = versions.deploy_of(request, service.spec.version)
         text = source_of(asked, self.config.get("limits.max_source_bytes"))
-        self._check_metadata("metadata", asked.metadata)
+        check_metadata(self.config, "metadata", asked.metadata)
         limits = self.limits_for(caller.tenant, asked.limits)
         policy = self.config.for_tenant(caller.tenant).get("security.code_check")
         wanted = Wanted(asked.format, filename_of(asked.filename), text, limits, settings_of(asked), policy)
@@ -305,94 +284,6 @@ class Operations(StorageOperations):
             raise TenantOverloaded(f"tenant {tenant} has {limit} watchers, its limits.watchers_per_tenant")
         return _Seat(self._watchers, tenant)
 
-    # -- registry ------------------------------------------------------------------------------------------------
-
-    async def register(self, caller: Caller, request: m.RegisterServiceRequest) -> m.RegisterServiceResponse:
-        check_id("service_id", request.service_id)
-        _check_name("service_name", request.service_name)
-        if len(request.version) > NAME_CHARACTERS_MAX:
-            raise InvalidRequest(f"version has more than {NAME_CHARACTERS_MAX} characters")
-        self._check_metadata("metadata", request.metadata)
-        limit = self.config.for_tenant(caller.tenant).get("limits.registrations_per_tenant")
-        if self._directory.count(caller.tenant) + self._registering[caller.tenant] >= limit:
-            raise TenantOverloaded(f"tenant {caller.tenant} has {limit} registrations, its registrations_per_tenant")
-        return await self._to_the_end(self._register(caller.tenant, request))
-
-    async def _register(self, tenant: str, request: m.RegisterServiceRequest) -> m.RegisterServiceResponse:
-        """On disk first, then in the directory: what is replaced stands until then, and stays where that fails."""
-        ttl_s = request.ttl_seconds
-        row = RegistrationRow(
-            tenant,
-            request.service_id,
-            request.service_name,
-            secrets.token_urlsafe(18),
-            request.version,
-            dict(request.metadata),
-            ttl_s,
-            _end_ms(ttl_s),
-        )
-        payload = {
-            "service_name": row.name,
-            "version": row.version,
-            "ttl_seconds": ttl_s,
-            "metadata": row.metadata,
-        }
-        self._registering[tenant] += 1
-        try:
-            announced = Event.new(tenant, "service_registered", request.service_id, payload)
-            await self._store.record(announced, changes=[PutRegistration(row)])
-            self._directory.register(row.handle, tenant, row.service_id, row.name, row.version, row.metadata, ttl_s)
-        finally:
-            self._registering[tenant] -= 1
-            self._registering += Counter()  # drops tenants at zero
-        return m.RegisterServiceResponse(service_handle=row.handle)
-
-    async def heartbeat(self, caller: Caller, request: m.HeartbeatRequest) -> m.HeartbeatResponse:
-        registration = self._directory.heartbeat(caller.tenant, request.service_handle)
-        if registration is None:
-            raise _no_registration()
-        if registration.ttl_s:  # not waited for: a lease that falls back by one commit hurts nobody, a full disk would
-            renewed = RenewRegistration(caller.tenant, registration.handle, _end_ms(registration.ttl_s))
-            self._store.record_soon(changes=[renewed])
-        return m.HeartbeatResponse(service_handle=registration.handle, ttl_seconds=round(registration.ttl_s))
-
-    async def unregister(self, caller: Caller, request: m.UnregisterServiceRequest) -> m.UnregisterServiceResponse:
-        await self._to_the_end(self._unregister(caller.tenant, request.service_handle))
-        return m.UnregisterServiceResponse(service_handle=request.service_handle)
-
-    async def _unregister(self, tenant: str, handle: str) -> None:
-        registration = self._directory.unregister(tenant, handle)
-        if registration is None:
-            raise _no_registration()
-        left_s = registration.expires_at - time.monotonic() if registration.ttl_s else 0.0
-        gone = RemoveRegistration(tenant, handle)
-        try:
-            await self._store.record(_unregistered(registration, "unregistered"), changes=[gone])
-        except StoreUnavailable:
-            self._directory.register(
-                handle,
-                tenant,
-                registration.service_id,
-                registration.name,
-                registration.version,
-                registration.metadata,
-                registration.ttl_s,
-                max(left_s, 0.001) if registration.ttl_s else 0.0,
-            )
-            raise
-
-    async def discover(self, caller: Caller, request: m.DiscoverServiceRequest) -> m.DiscoverServiceResponse:
-        _check_name("service_name", request.service_name)
-        found = self._directory.discover(caller.tenant, request.service_name, request.filters)
-        return m.DiscoverServiceResponse(services=self._shown(found), total_count=len(found))
-
-    async def services(self, caller: Caller, request: m.GetServicesRequest) -> m.GetServicesResponse:
-        found = self._directory.of_tenant(caller.tenant, request.service_name or None)
-        return m.GetServicesResponse(services=self._shown(found), total_count=len(found))
-
-    def _shown(self, registrations: Sequence[Registration]) -> Found:
-        return [views.discovered(r, self._supervisor.services) for r in registrations]
-
     # -- the kernel ----------------------------------------------------------------------------------------------
 
     async def shutdown(self, caller: Caller, request: m.ShutdownRequest) -> m.ShutdownResponse:
@@ -439,22 +330,3 @@ def _check_local(caller: Caller) -> None:
 def _check_filter(service_id: str) -> None:
     if service_id:  # else: of every service; an id that can't be one would be waited for in vain
         check_id("service_id", service_id)
-
-
-def _check_name(field: str, name: str) -> None:
-    if not name or len(name) > NAME_CHARACTERS_MAX or not name.isprintable() or "/" in name:
-        raise InvalidRequest(f"{field} is 1 to {NAME_CHARACTERS_MAX} printable characters without a slash")
-
-
-def _no_registration() -> NotFound:
-    return NotFound("there is no such registration: its lease may have expired; register again")
-
-
-def _end_ms(ttl_s: float) -> int:
-    """When a lease that begins now ends, epoch milliseconds; 0: never."""
-    return time.time_ns() // 1_000_000 + round(ttl_s * 1000) if ttl_s else 0
-
-
-def _unregistered(registration: Registration, reason: str, cause: Event | None = None) -> Event:
-    payload = {"service_name": registration.name, "reason": reason}
-    return Event.new(registration.tenant, "service_unregistered", registration.service_id, payload, cause)

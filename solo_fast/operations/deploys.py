@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from solo_fast.config import Config
 from solo_fast.domain import messages as m
 from solo_fast.domain.errors import InvalidRequest, PayloadTooLarge
 from solo_fast.store.desired import Settings
@@ -81,3 +82,13 @@ def _check_env(env: Mapping[str, str]) -> None:
             raise InvalidRequest(
                 f"env {name[:40]!r}: a name has no = and no NUL, a value no NUL, and SOLO_ names are the kernel's own"
             )
+
+
+def check_metadata(config: Config, name: str, metadata: dict[str, str]) -> None:
+    """Raise InvalidRequest where metadata, called `name` in the request, are over the configured limits."""
+    entries, length = config.get("limits.metadata_entries"), config.get("limits.metadata_length")
+    if len(metadata) > entries:
+        raise InvalidRequest(f"{name} has {len(metadata)} entries, more than limits.metadata_entries ({entries})")
+    for key, value in metadata.items():
+        if not key or len(key) > length or len(value) > length:
+            raise InvalidRequest(f"{name} key {key[:40]!r}: keys and values have at most {length} characters")

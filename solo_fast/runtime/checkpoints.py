@@ -8,6 +8,7 @@ import logging
 import time
 
 from solo_fast.domain.errors import SoloError
+from solo_fast.store.database import StoreUnavailable
 from solo_fast.store.desired import Change, PutCheckpoint, RemoveCheckpoint, checkpoint_keys, checkpoint_of
 from solo_fast.store.eventstore import EventStore
 
@@ -15,13 +16,16 @@ REST = 20
 """After a write, a service's next one waits this many times as long as it took: states that are large, or change all
 the time, leave the store to others."""
 
+AGAIN_S = 1.0
+"""When a state for which there was no room is tried again: its service may be idle, and never send it again."""
+
 log = logging.getLogger("solo.checkpoints")
 
 Key = tuple[str, str]
 
 
 class _Desk:
-    """One service's states that are not on disk yet."""
+    """One service's states that are not on disk yet: the newest, and the one that is being written."""
 
     __slots__ = ("hurry", "newest", "task", "writing")
 
@@ -65,11 +69,16 @@ class CheckpointStore:
             began = time.monotonic()
             try:
                 await self._store.record(changes=[PutCheckpoint(*key, state, _now_ms())])
+                rest_s = REST * (time.monotonic() - began)
             except SoloError as error:
                 log.error("the checkpoint of %s/%s was not written: %s", *key, error)
+                rest_s = AGAIN_S
+                again = isinstance(error, StoreUnavailable) and not desk.hurry.is_set()
+                if again and desk.writing is state and desk.newest is None:
+                    desk.newest = state
             desk.writing = None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(desk.hurry.wait(), REST * (time.monotonic() - began))
+                await asyncio.wait_for(desk.hurry.wait(), rest_s)
         if self._desks.get(key) is desk:
             del self._desks[key]
 
@@ -94,8 +103,9 @@ class CheckpointStore:
 
         It is to be recorded at once, in the order of all other commits.
         """
-        self._drop((tenant, service_id))
-        self._stored.add((tenant, service_id))
+        key = (tenant, service_id)
+        self._drop(key, state)
+        self._stored.add(key)
         return [PutCheckpoint(tenant, service_id, state, _now_ms())]
 
     def forget(self, tenant: str, service_id: str) -> list[Change]:
@@ -109,10 +119,10 @@ class CheckpointStore:
         self._drop((tenant, service_id))
         self._stored.discard((tenant, service_id))
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: Key, instead: bytes | None = None) -> None:
         desk = self._desks.get(key)
         if desk is not None:
-            desk.newest = None
+            desk.newest, desk.writing = None, instead
 
     async def close(self) -> None:
         """Write what is left."""

@@ -80,10 +80,12 @@ class Recovery:
 
         async def one(service: Service) -> None:
             async with room:
+                came_up = False
                 try:
-                    self.failed += not await service.recover(cause, PATIENCE)
+                    came_up = await service.recover(cause, PATIENCE)
                 finally:
                     self.finished += 1
+                    self.failed += not came_up
 
         self._supervisor.pause_pool(True)
         try:

@@ -33,6 +33,7 @@ class Backlog:
         self._changes: dict[tuple[Any, ...], Change] = {}
         self._events = 0
         self._bytes = 0
+        self._full = False
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -45,13 +46,15 @@ class Backlog:
 
     def add(self, commit: Commit) -> None:
         """Keep a commit. Changes without an event of their own are kept apart: the newest of each thing says it all."""
-        size = sum(len(event.payload) + 200 for event in commit.events)
-        full = self._events >= EVENTS_MAX or self._bytes + size > BYTES_MAX
-        if commit.events and not full and any(event.event_type not in LOG_LIKE for event in commit.events):
-            self._commits.append(commit)
-            self._events += len(commit.events)
-            self._bytes += size
-            return
+        if commit.events and any(event.event_type not in LOG_LIKE for event in commit.events):
+            size = sum(len(event.payload) + 200 for event in commit.events)
+            # One that is let go lets all go that follow: their changes must not be written before its own.
+            self._full = self._full or self._events >= EVENTS_MAX or self._bytes + size > BYTES_MAX
+            if not self._full:
+                self._commits.append(commit)
+                self._events += len(commit.events)
+                self._bytes += size
+                return
         self.dropped += len(commit.events)
         for change in commit.changes:
             key = _thing(change)
@@ -71,6 +74,7 @@ class Backlog:
             self._bytes -= sum(len(event.payload) + 200 for event in commit.events)
         for key in list(islice(self._changes, changes)):
             del self._changes[key]
+        self._full = self._full and bool(self)
 
 
 def _thing(change: Any) -> tuple[Any, ...]:

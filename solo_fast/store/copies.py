@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -179,9 +180,8 @@ def restore(source: Path, path: Path) -> Restored:
         former = _former_name(path)
         payload = {"source": source.name, "through_id": report.last_id, "former": former.name if former else ""}
         append(part, Event.new("", "system_restored", "", payload))
-        if former is not None:
-            _set_aside(path, former)
-        os.replace(part, path)
+        with _set_aside(path, former) if former is not None else contextlib.nullcontext():
+            os.replace(part, path)
         os.replace(chain.Head.of(part), chain.Head.of(path))
         _sync_folder(path.parent)
     return Restored(Copy(path, path.stat().st_size, copy.events, copy.first_id, copy.last_id), report, former)
@@ -213,18 +213,37 @@ def _former_name(path: Path) -> Path | None:
     return former
 
 
-def _set_aside(path: Path, former: Path) -> None:
-    """Give the former database another name, its write-ahead log first: that must never meet another database."""
-    for suffix in ("-wal", "-shm"):
-        beside = path.with_name(path.name + suffix)
-        if beside.exists():
-            os.replace(beside, former.with_name(former.name + suffix))
+@contextlib.contextmanager
+def _set_aside(path: Path, former: Path) -> Iterator[None]:
+    """Give the former database another name, its write-ahead log first: that must never meet another database.
+
+    What fails inside brings everything back. The head is there under both names until the new one takes its place: so
+    a kernel that starts in the middle finds a database that is behind its head, and refuses it.
+    """
+    moved: list[tuple[Path, Path]] = []
+
+    def move(old: Path, new: Path) -> None:
+        os.replace(old, new)
+        moved.append((old, new))
+
     with contextlib.suppress(FileNotFoundError):
-        os.replace(chain.Head.of(path), chain.Head.of(former))
+        shutil.copy2(chain.Head.of(path), chain.Head.of(former))
     try:
-        os.link(path, former)
-    except OSError:  # a file system without links
-        os.replace(path, former)
+        for suffix in ("-wal", "-shm"):
+            beside = path.with_name(path.name + suffix)
+            if beside.exists():
+                move(beside, former.with_name(former.name + suffix))
+        try:
+            os.link(path, former)
+        except OSError:  # a file system without links
+            move(path, former)
+        yield
+    except BaseException:
+        for old, new in reversed(moved):
+            os.replace(new, old)
+        for name in (former, chain.Head.of(former)):
+            name.unlink(missing_ok=True)
+        raise
 
 
 def _remove(path: Path) -> None:

@@ -123,6 +123,8 @@ LOG_PAGES_MAX = 4000
 
 def is_refusal(error: Exception) -> bool:
     """Whether it is the disk or the file that refused, and not what was to be written."""
+    if isinstance(error, MemoryError):  # what the sqlite3 module makes of SQLITE_NOMEM
+        return True
     return isinstance(error, sqlite3.Error) and _primary_code(error) in _REFUSALS
 
 

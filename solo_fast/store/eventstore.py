@@ -33,6 +33,7 @@ EVENT_BYTES = 400  # what an event takes in memory beside its payload
 BATCH = 32  # events that are delivered at once
 RECENT_EVENTS = 10
 RECENT_SUBJECTS = 10_000
+RECENT_BYTES = 16 * 1024 * 1024  # of all subjects together
 LOG_BYTES_TOTAL = 256 * 1024 * 1024
 FOLD_AFTER_S = 0.5
 """How long after a commit the write-ahead log is folded into the database, beside the writer: who would have to do that
@@ -91,6 +92,7 @@ class EventStore:
         self._walk: asyncio.Future[chain.Report] | None = None
         self.pruned_through = chain.checkpoint(connection).last_id
         self._recent: OrderedDict[tuple[str, str], _Recent] = OrderedDict()
+        self._recent_bytes = 0
         self._closed = False
         self._commits: list[Commit] = []
         self._lines: list[LogLine] = []
@@ -226,7 +228,7 @@ class EventStore:
                     append(event, event.tenant, event.subject)
                     self._ring_sizes.append(size)
                     self._ring_bytes += size
-                    remember(event)
+                    remember(event, size)
                 if commit.done is not None and not commit.done.done():
                     commit.done.set_result(True)  # who waits is woken after this, when all of it can be seen
             self._bound_ring()
@@ -263,7 +265,7 @@ class EventStore:
         if len(sizes) < before:
             self.ring.drop(self.last_id - len(sizes))
 
-    def _remember(self, event: Event) -> None:
+    def _remember(self, event: Event, size: int) -> None:
         event.cause = None
         if not event.subject:
             return
@@ -271,13 +273,28 @@ class EventStore:
         kept = self._recent.get(key)
         if kept is None:
             kept = self._keep_recent(key)
-        kept.events.append(event)
+        events = kept.events
+        if len(events) == RECENT_EVENTS:
+            size -= len(events[0].payload) + EVENT_BYTES
+        events.append(event)
+        self._recent_grew(kept, size)
 
     def _keep_recent(self, key: tuple[str, str]) -> _Recent:
         kept = self._recent[key] = _Recent()
         if len(self._recent) > RECENT_SUBJECTS:
-            self._recent.popitem(last=False)
+            self._let_recent_go()
         return kept
+
+    def _recent_grew(self, kept: _Recent, size: int) -> None:
+        """By `size` bytes. Who is let go of is read again when he is asked for."""
+        kept.bytes += size
+        self._recent_bytes += size
+        while self._recent_bytes > RECENT_BYTES and self._recent:
+            self._let_recent_go()
+
+    def _let_recent_go(self) -> None:
+        _, oldest = self._recent.popitem(last=False)
+        self._recent_bytes -= oldest.bytes
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -307,6 +324,7 @@ class EventStore:
         limit: int,
         subject: str = "",
         event_types: Sequence[str] = (),
+        *,
         until_id: int | None = None,
         since_ms: int | None = None,
         until_ms: int | None = None,
@@ -364,9 +382,13 @@ class EventStore:
         sql = f"SELECT {_COLUMNS} FROM events WHERE tenant = ? AND subject = ? AND id < ? ORDER BY id DESC LIMIT ?"  # noqa: S608
         values = (*key, oldest, RECENT_EVENTS - len(kept.events))
         older = await self.read(lambda connection: connection.execute(sql, values).fetchall())
-        if not kept.whole:  # else somebody else was quicker
-            kept.events = deque([*map(_event, reversed(older)), *kept.events], maxlen=RECENT_EVENTS)
-            kept.whole = True
+        if kept.whole:  # somebody else was quicker
+            return
+        kept.events = deque([*map(_event, reversed(older)), *kept.events], maxlen=RECENT_EVENTS)
+        kept.whole = True
+        if self._recent.get(key) is kept:  # else it was let go of meanwhile, and is for this one reader
+            size = sum(len(event.payload) + EVENT_BYTES for event in kept.events)
+            self._recent_grew(kept, size - kept.bytes)
 
     async def watch(
         self, tenant: str, *, subject: str = "", event_types: Sequence[str] = (), since_id: int | None = None
@@ -398,7 +420,9 @@ class EventStore:
         self, tenant: str, since_id: int, until_id: int, subject: str, event_types: Sequence[str]
     ) -> AsyncIterator[list[Event]]:
         while True:
-            events = await self.page(tenant, since_id, PAGE, subject, event_types, until_id, PAGE_BYTES)
+            events = await self.page(
+                tenant, since_id, PAGE, subject, event_types, until_id=until_id, bytes_max=PAGE_BYTES
+            )
             if not events:
                 return
             for start in range(0, len(events), BATCH):
@@ -463,9 +487,10 @@ def _within(rows: Iterable[Sequence[Any]], bytes_max: int) -> Iterator[Sequence[
 class _Recent:
     """The newest events of one service; `whole`: what is older is not missing but was never there, or is too old."""
 
-    __slots__ = ("events", "whole")
+    __slots__ = ("bytes", "events", "whole")
 
     def __init__(self) -> None:
+        self.bytes = 0
         self.events: deque[Event] = deque(maxlen=RECENT_EVENTS)
         self.whole = False
 

@@ -9,6 +9,7 @@ from solo_fast.domain.messages import Stream
 
 TRIM_TO = 0.75  # of the limit, so that trimming is rare
 OVERHEAD_BYTES = 64  # what a row costs beside its text
+_BYTES = "length(CAST(line AS BLOB))"  # of a text, length() counts characters, and stops at a NUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,9 @@ class LogLine:
 
     @property
     def size(self) -> int:
-        return len(self.line) + OVERHEAD_BYTES
+        """Bytes that it takes."""
+        line = self.line
+        return (len(line) if line.isascii() else len(line.encode())) + OVERHEAD_BYTES
 
 
 class LineTable:
@@ -44,7 +47,7 @@ class LineTable:
     def recount(self) -> None:
         """Learn the sizes from the table itself."""
         rows = self._connection.execute(
-            f"SELECT tenant, service_id, sum(length(line) + {OVERHEAD_BYTES}) FROM logs GROUP BY tenant, service_id"  # noqa: S608
+            f"SELECT tenant, service_id, sum({_BYTES} + {OVERHEAD_BYTES}) FROM logs GROUP BY tenant, service_id"  # noqa: S608
         )
         self._sizes: dict[tuple[str, str], int] = {(tenant, service): size for tenant, service, size in rows}
         self._all = sum(self._sizes.values())
@@ -76,7 +79,7 @@ class LineTable:
 
     def _trim(self, connection: sqlite3.Connection, where: str, key: tuple[str, ...], keep: int) -> None:
         """Delete the oldest lines (of one service, or of all) so that at most `keep` bytes stay."""
-        newest_first = connection.execute(f"SELECT id, length(line) FROM logs {where} ORDER BY id DESC", key)  # noqa: S608
+        newest_first = connection.execute(f"SELECT id, {_BYTES} FROM logs {where} ORDER BY id DESC", key)  # noqa: S608
         kept, oldest_kept = 0, 0
         for line_id, length in newest_first:
             if kept + length + OVERHEAD_BYTES > keep:

@@ -44,20 +44,28 @@ class Retention:
     def __bool__(self) -> bool:
         return bool(self.keep_events or self.keep_ms)
 
-    def due(self, connection: sqlite3.Connection, last_id: int) -> tuple[Event, Prune] | None:
+    def due(self, connection: sqlite3.Connection, last_id: int, *, by_age: bool = True) -> tuple[Event, Prune] | None:
         """The next step: an event and the change that it signs off, to be committed together; None: nothing is due.
 
         A step is worth a tenth of `keep_events` or a 24th of `keep_ms`, so that a log at its limit is not pruned event
         by event. The newest event stays.
+
+        Args:
+            by_age: look for what is too old; that reads up to ROWS_MAX events.
+
+        Raises:
+            LookupError: the event that a checkpoint would be made of is not there.
         """
         start = checkpoint(connection)
-        through = max(self._too_many(start, last_id), self._too_old(connection, start))
+        through = max(self._too_many(start, last_id), self._too_old(connection, start) if by_age else 0)
         through = min(through, start.last_id + ROWS_MAX, last_id - 1)
         if through <= start.last_id:
             return None
-        [(link,)] = connection.execute("SELECT hash FROM events WHERE id = ?", (through,))
+        found = connection.execute("SELECT hash FROM events WHERE id = ?", (through,)).fetchone()
+        if found is None:
+            raise LookupError(f"event {through} is missing; `solo events verify` says where the log is damaged")
         count = start.count + through - start.last_id
-        until = Checkpoint(through, link, count, time.time_ns() // 1_000_000)
+        until = Checkpoint(through, found[0], count, time.time_ns() // 1_000_000)
         return Event.new("", PRUNED, "", until.payload()), Prune(until)
 
     def _too_many(self, start: Checkpoint, last_id: int) -> int:

@@ -103,7 +103,8 @@ class Writer(threading.Thread):
         self._refusal: SoloError | None = None
         self._backlog = Backlog()
         self._lost = LostLines()
-        self._prune_at = 0.0
+        self._prune_at = 0.0  # monotonic seconds, when age is looked at
+        self._no_pruning_until = 0.0
         self._begun_at = 0.0  # monotonic seconds, when the last batch was taken
         newest = connection.execute("SELECT id, hash FROM events ORDER BY id DESC LIMIT 1").fetchone()
         begin = checkpoint(connection)
@@ -135,14 +136,23 @@ class Writer(threading.Thread):
             batch = self._next_batch()
             if batch is None:
                 break
-            if self._refusal is None or self._recover():
-                self._write(*batch)
-            else:
-                self._refuse(*batch, self._refusal)
-            if self._refusal is None and self._retention and (batch[0] or time.monotonic() >= self._prune_at):
-                self._prune(1 + sum(len(commit.events) for commit in batch[0]) // ROWS_MAX)
+            try:
+                self._handle(*batch)
+            except Exception as error:  # who waits must hear of it, and who comes next is written all the same
+                log.exception("the writer failed at a batch of %d commits", len(batch[0]))
+                self._tell(Written(*batch, InternalError(f"the event could not be recorded: {error}")))
         if self._refusal is not None and not self._recover():
             log.error("%d events that nobody waited for are lost: the store can't be written", self._backlog.events)
+
+    def _handle(self, commits: list[Commit], lines: list[LogLine]) -> None:
+        if self._refusal is None or self._recover():
+            self._write(commits, lines)
+        else:
+            self._refuse(commits, lines, self._refusal)
+        now = time.monotonic()
+        by_age = now >= self._prune_at
+        if self._refusal is None and self._retention and (by_age or (commits and now >= self._no_pruning_until)):
+            self._prune(1 + sum(len(commit.events) for commit in commits) // ROWS_MAX, by_age=by_age)
 
     def _next_batch(self) -> tuple[list[Commit], list[LogLine]] | None:
         """What waits; nothing at all when it is time to look after the house; None at the end."""
@@ -347,26 +357,26 @@ class Writer(threading.Thread):
 
     # -- housekeeping --------------------------------------------------------------------------------------------
 
-    def _prune(self, steps: int) -> None:
+    def _prune(self, steps: int, *, by_age: bool) -> None:
         """Take up to `steps` steps of what retention asks for."""
+        later = time.monotonic() + HOUSEKEEPING_SECONDS
         for _ in range(steps):
             try:
-                due = self._retention.due(self._connection, self.last_id)
+                due = self._retention.due(self._connection, self.last_id, by_age=by_age)
                 if due is None:
-                    break
+                    self._prune_at = later if by_age else self._prune_at
+                    return
                 event, prune = due
                 step = Commit((event,), None, (prune,))
                 error = self._attempt([step], None)
-            except sqlite3.Error as failed:
+            except (sqlite3.Error, LookupError, MemoryError) as failed:
                 error = failed
             if error is not None:
                 log.warning("old events could not be pruned: %s", error)
-                break
+                self._prune_at = self._no_pruning_until = later
+                return
             self._tell(Written([step]))
-        else:
-            self._prune_at = 0.0  # there is more to do
-            return
-        self._prune_at = time.monotonic() + HOUSEKEEPING_SECONDS
+        self._prune_at = 0.0  # there is more to do
 
 
 def append(path: Path, *events: Event) -> None:

@@ -353,3 +353,11 @@ def test_a_clock_that_raises_changes_nothing():
             action()
     broken.clear()
     assert directory.of_tenant("t") == [made]
+
+
+def test_a_lease_that_runs_already_has_no_more_left_than_its_ttl():
+    clock = Clock()
+    directory = Directory(clock)
+    directory.register("h", "t", "s", "n", "1", {}, 30, 3600)  # written by a clock that was ahead
+    clock.now += 31
+    assert [one.handle for one in directory.expire()] == ["h"]

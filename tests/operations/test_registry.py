@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.harness import ROOT, Server, eventually
@@ -106,3 +111,26 @@ def test_registrations_are_limited(tmp_path):
     with Server(tmp_path, SOLO_LIMITS_REGISTRATIONS_PER_TENANT="2") as server:
         statuses = [register(server, "acme", service_id=f"s{n}")[0] for n in range(3)]
         assert statuses == [201, 201, 429]
+
+
+def test_a_kill_takes_out_what_is_just_being_registered(own_server):
+    def listed() -> list[str]:
+        shown = own_server.request("GET", "/registry", tenant="acme")[1]["services"]
+        return [entry["service_id"] for entry in shown]
+
+    own_server.deploy("doomed", COUNTER)
+    with ThreadPoolExecutor(2) as pool, contextlib.closing(sqlite3.connect(own_server.data_dir / "events.db")) as other:
+        other.execute("BEGIN IMMEDIATE")  # the kernel's writer waits
+        entering = pool.submit(register, own_server, "acme", service_id="doomed")
+        time.sleep(0.3)
+        killing = pool.submit(own_server.request, "DELETE", "/services/doomed?force=true")
+        eventually(lambda: own_server.request("GET", "/services/doomed")[0] == 404, "it is killed")
+        assert not entering.done()
+        other.rollback()
+        assert killing.result()[0] == 202
+        status, body = entering.result()
+    assert (status, body["error"]) == (404, "not_found"), body
+    assert listed() == []
+    own_server.stop()
+    own_server.start()
+    assert listed() == []

@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from solo_fast.domain.errors import InternalError
 from solo_fast.domain.events import Event
-from solo_fast.store import chain, database
+from solo_fast.store import chain, copies, database
 from solo_fast.store.backlog import EVENTS_MAX, Backlog
 from solo_fast.store.database import StoreError, StoreUnavailable
 from solo_fast.store.desired import NoteRestarts, RemoveService, RenewRegistration
@@ -357,3 +358,145 @@ def test_the_backlog_is_bounded_and_keeps_every_change():
         backlog.written(len(commits), len(changes))
     assert seen[:EVENTS_MAX] == list(range(EVENTS_MAX))
     assert sorted(seen[EVENTS_MAX:]) == list(range(EVENTS_MAX + 400, EVENTS_MAX + 500))
+
+
+def test_what_the_backlog_lets_go_is_not_overtaken():
+    backlog = Backlog()
+    while backlog.dropped == 0:
+        backlog.add(Commit((big(),), None, [], lasting=True))
+    swapped = NoteRestarts("acme", "a", 1)
+    backlog.add(Commit((big(),), None, [swapped], lasting=True))
+    backlog.add(Commit((event(),), None, [RemoveService("acme", "a")], lasting=True))  # small enough to fit again
+    seen: list[object] = []
+    while backlog:
+        commits, changes = backlog.first(1000)
+        seen += [change for commit in commits for change in commit.changes]
+        seen += changes
+        backlog.written(len(commits), len(changes))
+    assert seen == [swapped, RemoveService("acme", "a")]
+    backlog.add(Commit((event(),), None, [], lasting=True))
+    assert backlog.events == 1, "there is room again"
+
+
+class NoMemory:
+    """A connection that answers as SQLite does where there is no memory."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, *arguments: object) -> sqlite3.Cursor:
+        raise MemoryError
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+
+def test_no_memory_for_a_commit_is_no_room(tmp_path):
+    async def work(store: EventStore) -> None:
+        await store.record(event())
+        connection = store._writer._connection
+        store._writer._connection = NoMemory(connection)  # type: ignore[assignment]
+        assert await store.keep(event(1)) is False
+        assert store.refusal is not None
+        store._writer._connection = connection
+        await until(lambda: store.refusal is None)
+        assert len(await store.page("acme", 0, 10)) == 2
+
+    run(tmp_path / "events.db", work)
+
+
+def test_a_writer_that_fails_says_so_and_goes_on(tmp_path, caplog):
+    async def work(store: EventStore) -> None:
+        handle = store._writer._handle
+
+        def fail(*batch: object) -> None:
+            store._writer._handle = handle  # type: ignore[method-assign]
+            raise RuntimeError("a bug")
+
+        store._writer._handle = fail  # type: ignore[method-assign]
+        with pytest.raises(InternalError, match="a bug"):
+            await store.record(event(1))
+        await store.record(event(2))
+        assert [one.id for one in await store.page("acme", 0, 10)] == [1]
+
+    run(tmp_path / "events.db", work)
+    assert "RuntimeError: a bug" in caplog.text
+
+
+def unfolded(path: Path) -> None:
+    """A database whose newest events are in its write-ahead log alone, as `kill -9` leaves it."""
+    code = (
+        "import asyncio, os, sys\n"
+        "from pathlib import Path\n"
+        "from tests.store.test_eventstore import event\n"
+        "from solo_fast.store import database\n"
+        "from solo_fast.store.eventstore import EventStore\n"
+        "database.fold_log = lambda connection: None\n"
+        "async def main():\n"
+        "    store = EventStore.open(Path(sys.argv[1]))\n"
+        "    store.start(asyncio.get_running_loop())\n"
+        "    for number in range(20): await store.record(event(number))\n"
+        "    os._exit(9)\n"
+        "asyncio.run(main())\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, env=environment(), check=False)
+    assert path.with_name(f"{path.name}-wal").stat().st_size
+
+
+def backup_of_ten(folder: Path) -> Path:
+    async def work(store: EventStore) -> None:
+        for number in range(10):
+            await store.record(event(number))
+
+    run(folder / "other.db", work)
+    copies.backup(folder / "other.db", folder / "backup.db")
+    return folder / "backup.db"
+
+
+def last_id(path: Path) -> int:
+    found: list[int] = []
+
+    async def work(store: EventStore) -> None:
+        found.append(store.last_id)
+
+    run(path, work)
+    return found[0]
+
+
+def test_a_restore_that_fails_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, backup = tmp_path / "data" / "events.db", backup_of_ten(tmp_path)
+    path.parent.mkdir()
+    unfolded(path)
+    before = sorted(os.listdir(path.parent))
+    replace = os.replace
+
+    def refuse(old: Path, new: Path) -> None:
+        if new == path and old.name == path.name:
+            raise OSError(5, "Input/output error")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        copies.restore(backup, path)
+    assert sorted(os.listdir(path.parent)) == before
+    assert last_id(path) == 20
+
+
+def test_a_restore_that_is_killed_is_noticed_and_can_be_repeated(tmp_path: Path) -> None:
+    path, backup = tmp_path / "data" / "events.db", backup_of_ten(tmp_path)
+    path.parent.mkdir()
+    unfolded(path)
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from solo_fast.store import copies\n"
+        "path, replace = Path(sys.argv[2]), os.replace\n"
+        "os.replace = lambda old, new: os._exit(9) if new == path else replace(old, new)\n"
+        "copies.restore(Path(sys.argv[1]), path)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, backup, path], cwd=ROOT, env=environment(), check=False)
+    assert killed.returncode == 9
+    with pytest.raises(StoreError, match="was acknowledged"):
+        EventStore.open(path)
+    assert copies.restore(backup, path).copy.last_id == 10
+    assert last_id(path) == 11  # and the event that tells of it

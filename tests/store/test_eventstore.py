@@ -18,7 +18,7 @@ import pytest
 from solo_fast.domain.errors import InvalidRequest
 from solo_fast.domain.events import EVENT_TYPES, Event, check_own_type
 from solo_fast.store.database import StoreError, StoreUnavailable
-from solo_fast.store.eventstore import EventStore
+from solo_fast.store.eventstore import EVENT_BYTES, PAGE_BYTES, RECENT_BYTES, EventStore
 from tests.harness import ROOT, environment
 
 
@@ -294,3 +294,45 @@ def test_services_have_types_of_their_own():
     for wrong in (*sorted(EVENT_TYPES), "", "a b", "1a", "system_x", "x" * 129):
         with pytest.raises(InvalidRequest):
             check_own_type(wrong)
+
+
+def test_a_watch_that_lags_reads_pages_of_bounded_size(tmp_path):
+    async def work(store: EventStore) -> None:
+        pages: list[int] = []
+        page = store.page
+
+        async def noted(*arguments: Any, **options: Any) -> list[Event]:
+            found = await page(*arguments, **options)
+            pages.append(sum(len(one.payload) for one in found))
+            return found
+
+        store.page = noted  # type: ignore[method-assign]
+        watched = store.watch("acme", since_id=0)
+        for _ in range(20):
+            await store.record(*(Event.new("acme", "big", "a", {"x": "y" * 60_000}) for _ in range(10)))
+        seen: list[int] = []
+        async for some in watched:
+            seen += [one.id for one in some]
+            if seen[-1] == 200:
+                break
+        await watched.aclose()
+        assert seen == list(range(1, 201))
+        assert pages
+        assert max(pages) <= PAGE_BYTES + 60_100
+
+    run(tmp_path / "events.db", work, ring_bytes=100_000)
+
+
+def test_recent_events_of_many_services_are_bounded_and_still_found(tmp_path):
+    async def work(store: EventStore) -> None:
+        for number in range(60):
+            await store.record(*(Event.new("acme", "big", f"s{number}", {"x": "y" * 60_000}) for _ in range(12)))
+        held = {key: sum(len(one.payload) for one in kept.events) for key, kept in store._recent.items()}
+        assert 0 < sum(held.values()) <= RECENT_BYTES
+        assert len(held) < 60
+        for subject in ("s0", "s59"):
+            assert [one.subject for one in await store.recent("acme", subject)] == [subject] * 10
+        counted = sum(len(one.payload) + EVENT_BYTES for kept in store._recent.values() for one in kept.events)
+        assert store._recent_bytes == counted <= RECENT_BYTES
+
+    run(tmp_path / "events.db", work)

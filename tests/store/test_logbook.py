@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.lines import OVERHEAD_BYTES
 from solo_fast.store.logbook import LogBook
@@ -93,3 +95,17 @@ def test_a_flood_saturates_and_drains(tmp_path):
         assert not book.saturated
 
     run(tmp_path / "events.db", work)
+
+
+@pytest.mark.parametrize("text", ["\0" + 100 * "x", 25 * "\N{SNAKE}"])
+def test_a_lines_size_is_what_it_takes(tmp_path, text):
+    async def work(store: EventStore) -> None:
+        book = LogBook(store)
+        for _ in range(1000):
+            book.append("acme", "loud", "stdout", text)
+        kept = await book.tail("acme", "loud", 1000)
+        assert 5_000 < len(kept) * (len(text.encode()) + OVERHEAD_BYTES) <= 10_000
+        store.lines.recount()
+        assert store.lines.sizes()[1] == sum(line.size for line in kept)
+
+    run(tmp_path / "events.db", work, log_bytes_per_service=10_000)

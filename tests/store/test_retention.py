@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable
@@ -176,3 +177,40 @@ def test_a_checkpoint_out_of_nothing_is_found(tmp_path):
         connection.execute("INSERT INTO pruned VALUES (1, 10, ?, 10, 0)", (link,))
     connection.close()
     assert "signs off" in report(path).message
+
+
+def test_a_hole_in_the_log_stops_the_pruning_and_nothing_else(tmp_path, caplog):
+    path = tmp_path / "events.db"
+
+    async def work(store: EventStore) -> None:
+        await write(store, 30)
+
+    async def goes_on(store: EventStore) -> None:
+        await write(store, 20)
+        assert store.pruned_through == 0
+        assert len(await store.page("acme", 0, 100)) == 39
+
+    run(path, work)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM events WHERE id BETWEEN 15 AND 25")
+    run(path, goes_on, retention=Retention(keep_events=10))
+    assert "could not be pruned" in caplog.text
+    assert "is missing" in caplog.text
+
+
+def test_what_is_too_old_is_looked_for_now_and_then_only(tmp_path):
+    """Reading up to two thousand rows after each commit, for a step that is not worth it yet, tripled its cost."""
+    path = tmp_path / "events.db"
+    looked = []
+
+    class Counting(Retention):
+        def _too_old(self, connection, start):
+            looked.append(start)
+            return super()._too_old(connection, start)
+
+    async def work(store: EventStore) -> None:
+        for number in range(100):
+            await store.record(event(number))
+
+    run(path, work, retention=Counting(keep_ms=DAY_MS))
+    assert len(looked) == 1
