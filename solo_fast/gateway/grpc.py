@@ -6,8 +6,7 @@ Streams are written in plain loops, not yielded: grpc.aio's handling of compiled
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -51,6 +50,7 @@ _DETAILS_BYTES = 4096
 
 _Handler = Callable[[Any, Any], Awaitable[Any]]
 _Reader = Callable[[Any], Any]
+_Batches = AsyncIterator[list[Any]]
 
 
 # -- requests and errors -----------------------------------------------------------------------------------------
@@ -169,18 +169,19 @@ def _stream(
     kernel: Kernel, operation: Operation, request_plan: _Reader, response_plan: ResponsePlan, streams: _Streams
 ) -> _Handler:
     async def handle(message: Any, context: _Context) -> None:
-        items = hello = None
+        items = None
         task = asyncio.current_task()
         assert task is not None
         streams.tasks.add(task)
         try:
             caller = _caller(operation, context)
             items = admitted_stream(kernel, operation, caller, request_plan(message))
-            hello = asyncio.create_task(_greet(context))
-            async for batch in items:
+            batch = await _first(items, context)
+            while batch is not None:
                 for item in batch:
                     await kernel.store.pacer.turn(_MESSAGE_S)
                     await context.write(response_plan(item))
+                batch = await _next(items)
         except SoloError as error:
             await _abort(context, error)
         except asyncio.CancelledError:
@@ -192,19 +193,34 @@ def _stream(
             await _abort(context, internal_error(kernel, operation.name, error))
         finally:
             streams.tasks.discard(task)
-            if hello is not None:
-                hello.cancel()
             if items is not None:
                 await items.aclose()
 
     return handle
 
 
-async def _greet(context: _Context) -> None:
-    """Tell the client that its stream stands, though nothing has happened yet."""
-    await asyncio.sleep(FIRST_BYTES_S)
-    with contextlib.suppress(grpc.aio.UsageError):  # the first message was faster, and brought the same
-        await context.send_initial_metadata(())
+async def _next(items: _Batches) -> list[Any] | None:
+    async for batch in items:
+        if batch:
+            return batch
+    return None
+
+
+async def _first(items: _Batches, context: _Context) -> list[Any] | None:
+    """The first batch; a client that waits for it is told that its stream stands.
+
+    Nothing else may be sent meanwhile: grpc.aio refuses whatever comes while the metadata are on their way.
+    """
+    coming = asyncio.create_task(_next(items))
+    try:
+        await asyncio.wait([coming], timeout=FIRST_BYTES_S)
+        if not coming.done():
+            await context.send_initial_metadata(())
+        return await coming
+    finally:
+        if not coming.done():  # the client is gone, or the kernel stops
+            coming.cancel()
+            await asyncio.wait([coming])
 
 
 class _Malformed:

@@ -8,6 +8,8 @@ then costs a walk of the tree, one struct, the shedder and the handler.
 from __future__ import annotations
 
 import asyncio
+import functools
+import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +220,30 @@ def _refuse_foreign_page(headers: Headers) -> None:
         )
 
 
+@functools.lru_cache(maxsize=256)
+def _may_be_asked_as(host: bytes) -> bool:
+    """Whether a request's Host is none that a foreign page could have bound to this address (DNS rebinding).
+
+    That takes a name of the public DNS. Addresses, names without a dot and localhost are none.
+    """
+    name = host.decode("latin-1").lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    if "." not in name or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _foreign_host(host: bytes) -> PermissionDenied:
+    return PermissionDenied(
+        f"this was asked of {host[:100].decode('latin-1')}; Solo answers as localhost or by its address, because any"
+        " site could give its own name to this host"
+    )
+
+
 # -- the application ---------------------------------------------------------------------------------------------
 
 
@@ -296,6 +322,8 @@ class RestApplication(Application):
         """Answer one request. Whatever happens, the client gets an answer in the one form of errors."""
         headers = dict(scope["headers"])
         try:
+            if b"host" in headers and not _may_be_asked_as(headers[b"host"]):
+                raise _foreign_host(headers[b"host"])
             path: list[str] = []
             node = self._root.find(scope["raw_path"], path)
             endpoint = node and node.methods.get(scope["method"])

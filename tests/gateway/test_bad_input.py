@@ -318,3 +318,19 @@ def test_messages_that_are_too_large(server: Server) -> None:
         assert str(LIMIT) in text
         code, text, trailers = rpc_error(client.Deploy, pb.DeployRequest(service_id="x", code="#" * (1024 * 1024 + 1)))
         assert (code, trailers["solo-error"]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "payload_too_large")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_name_that_was_bound_to_this_host_by_others_is_refused(server: Server, method: str) -> None:
+    foreign = {"host": f"evil.example:{server.http_port}", "origin": f"http://evil.example:{server.http_port}"}
+    body = None if method == "GET" else {"service_id": "rebound", "code": "def f(): pass"}
+    status, answer, _ = server.request(method, "/services", body, headers=foreign)
+    assert (status, answer["error"]) == (403, "permission_denied"), answer
+    assert "evil.example" in answer["message"]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8080", "a.localhost:1", "127.0.0.1", "[::1]:8080", "10.0.0.7", "solo:1"]
+)
+def test_addresses_and_localhost_are_served(server: Server, host: str) -> None:
+    assert server.request("GET", "/services", headers={"host": host})[0] == 200

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from solo_fast.gateway.wire import solo_pb2 as pb
 from tests.gateway.clients import ECHO, TENANT, stub
 from tests.gateway.test_rest import COUNTER
-from tests.harness import Server
+from tests.harness import Server, eventually
 
 
 def test_the_nine_first_rpcs(server: Server) -> None:
@@ -178,3 +182,27 @@ def test_reflection_is_enough_for_a_client_without_the_proto(server: Server) -> 
         service = DescriptorPool(database).FindServiceByName("solo.v1.SoloKernel")
         assert [method.name for method in service.methods][:3] == ["Deploy", "Status", "Kill"]
         assert service.methods_by_name["Deploy"].input_type.fields_by_name["format"].enum_type.values[0].number == 0
+
+
+def test_streams_of_a_busy_service_begin_whenever_its_first_message_comes(server: Server) -> None:
+    """The client is told after some 10 ms that its stream stands; what comes in the same moment must not suffer."""
+    every_few_ms = (
+        "import asyncio\nasync def main(solo):\n    while True:\n        print('x', flush=True)\n"
+        "        await asyncio.sleep(0.004)\n"
+    )
+    tenant = (("x-tenant-id", "streams"),)
+
+    def messages(client: Any, number: int) -> int:
+        follow = number % 2
+        asked = pb.WatchRequest(include_logs=True) if follow else pb.LogsRequest(service_id="ticker", tail=3)
+        stream = (client.Watch if follow else client.Logs)(asked, metadata=tenant, timeout=20)
+        received = sum(1 for _ in itertools.islice(stream, 3))
+        stream.cancel()
+        return received
+
+    with stub(server) as client, ThreadPoolExecutor(8) as pool:
+        client.Deploy(pb.DeployRequest(service_id="ticker", code=every_few_ms), metadata=tenant)
+        eventually(lambda: messages(client, 0) == 3, "it ticks")
+        assert set(pool.map(functools.partial(messages, client), range(160))) == {3}
+        client.Kill(pb.KillRequest(service_id="ticker", force=True), metadata=tenant)
+    assert "internal error" not in server.log
