@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, PayloadTooLarge, SoloError, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, PayloadTooLarge, SoloError
 from solo_fast.domain.events import Event, check_own_type
 from solo_fast.gateway.admission import admitted, internal_error
 from solo_fast.operations.caller import Caller
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from solo_fast.runtime.process import Process
     from solo_fast.runtime.service import Service
 
-REQUESTS_MAX = 1000  # of one service at once
+WORDS_BYTES_MAX = 256 * 1024
+"""Of a request beside a call's or cast's arguments: what a registration with all its metadata takes. Reading megabytes
+would stop the loop."""
 
 _encode = msgspec.json.encode
 
@@ -48,7 +50,7 @@ class Emission(m.Request):
     """What `self.solo.emit` sends."""
 
     event_type: str
-    payload: dict[str, Any]
+    payload: msgspec.Raw
 
 
 class InsideGateway:
@@ -59,19 +61,12 @@ class InsideGateway:
 
     async def handle(self, service: Service, process: Process, message_id: int, body: bytes) -> None:
         """Carry one request out and answer it on the link; never raises but when it is cancelled."""
-        if service.requests_pending >= REQUESTS_MAX:
-            busy = f"this service has {REQUESTS_MAX} requests to the kernel under way; wait for some of them"
-            process.refuse(message_id, TenantOverloaded(busy, retry_after_ms=100))
-            return
-        service.requests_pending += 1
         try:
             process.reply(message_id, await self._answer(service, body))
         except SoloError as error:
             process.refuse(message_id, error)
         except Exception as error:
             process.refuse(message_id, internal_error(self._kernel, "a service's request", error))
-        finally:
-            service.requests_pending -= 1
 
     async def _answer(self, service: Service, body: bytes) -> bytes:
         caller = Caller(service.spec.tenant, service.spec.service_id)
@@ -81,7 +76,9 @@ class InsideGateway:
                 return await self._emit(caller, msgspec.json.decode(asked.request, type=Emission))
             row = _ROWS.get(asked.operation)
             if row is None:
-                raise InvalidRequest(f"a service can't ask for {asked.operation!r}")
+                raise InvalidRequest(f"a service can't ask for {asked.operation[:100]!r}")
+            if row.name in ("discover", "register") and len(asked.request) > WORDS_BYTES_MAX:
+                raise PayloadTooLarge(f"the request has {len(asked.request)} bytes, more than {WORDS_BYTES_MAX}")
             request: Any = msgspec.json.decode(asked.request, type=row.request)
         except msgspec.DecodeError as error:  # a ValidationError is one
             raise InvalidRequest(str(error)) from None
@@ -92,11 +89,11 @@ class InsideGateway:
         return _RESULTS[row.name](await admitted(self._kernel, row, caller, request))
 
     async def _emit(self, caller: Caller, asked: Emission) -> bytes:
-        event = Event.new(caller.tenant, check_own_type(asked.event_type), caller.service_id, asked.payload)
-        limit = self._kernel.config.get("limits.event_payload_bytes")
-        if len(event.payload) > limit:
-            size = len(event.payload)
+        limit, size = self._kernel.config.get("limits.event_payload_bytes"), len(asked.payload)
+        if size > limit:  # before it is read
             raise PayloadTooLarge(f"the payload has {size} bytes, more than limits.event_payload_bytes ({limit})")
+        payload = msgspec.json.decode(asked.payload, type=dict[str, Any])
+        event = Event.new(caller.tenant, check_own_type(asked.event_type), caller.service_id, payload)
         await self._kernel.store.record(event)
         return b"%d" % event.id
 

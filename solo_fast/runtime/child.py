@@ -141,6 +141,7 @@ def _load(order: Order) -> tuple[Loaded, bool, bytes]:
     callees = contract.methods_of(instance) if instance else contract.functions_of(module)
     if not callees and main is None and instance is None:
         raise contract.nothing_callable(order.filename)
+    contract.check_names(callees)
     names = ("init", "terminate", "handle_info", "get_state", "code_change", "restore") if instance else ()
     lifecycle = (getattr(instance, name) for name in names)
     is_async = (

@@ -16,6 +16,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from solo_fast.runtime.check.analysis import analyse
+from solo_fast.runtime.frames import METHODS_MAX, NAME_BYTES_MAX
 from solo_fast.service import LIFECYCLE, Service
 
 MODULE_NAME = "solo_service"
@@ -24,18 +25,26 @@ MODULE_NAME = "solo_service"
 TEXT_MAX = 400
 """Characters of an offending line that a diagnostic shows."""
 
+MESSAGE_MAX = 4096
+"""Characters of what an exception says of itself."""
+
 
 class ContractError(Exception):
     """The module can't be a service. `diagnostics` is a list of {"line", "column", "message", "text"}."""
 
     def __init__(self, message: str, diagnostics: list[dict[str, Any]]) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = shown(message)
         self.diagnostics = diagnostics
 
 
+def shown(text: str, most: int = MESSAGE_MAX) -> str:
+    """A text of the user's as JSON can carry it: cut, and what is no Unicode (a lone surrogate) escaped."""
+    return text[:most].encode("utf-8", "backslashreplace").decode()
+
+
 def diagnostic(message: str, line: int = 0, column: int = 0, text: str = "") -> dict[str, Any]:
-    return {"line": line, "column": column, "message": message, "text": text[:TEXT_MAX]}
+    return {"line": line, "column": column, "message": shown(message), "text": shown(text, TEXT_MAX)}
 
 
 def line_of(source: str, line: int) -> str:
@@ -232,6 +241,19 @@ def main_of(module: ModuleType) -> Callable[[Any], Any] | None:
     """The module's `async def main(solo)`, which runs for as long as the service lives."""
     main = vars(module).get("main")
     return main if is_coroutine_function(main) and _mine(module, main) else None
+
+
+def check_names(callees: Iterable[str]) -> None:
+    """Raise ContractError where there are more methods, or longer names, than can be called."""
+    names = list(callees)
+    long = [name for name in names if len(name.encode("utf-8", "surrogatepass")) > NAME_BYTES_MAX]
+    if len(names) > METHODS_MAX:
+        message = f"there are {len(names)} public methods, and at most {METHODS_MAX} can be called"
+    elif long:
+        message = f"the name of the method {long[0][:40]}... has more than {NAME_BYTES_MAX} bytes"
+    else:
+        return
+    raise ContractError(message, [diagnostic(message)])
 
 
 def nothing_callable(source_name: str) -> ContractError:

@@ -24,6 +24,10 @@ POLL_SECONDS_FIRST = 0.002
 POLL_SECONDS_MAX = 0.1
 RECEIVE_BYTES = 65_536
 ERROR_CHARACTERS_MAX = 4096
+EVENTS_MAX = 1000  # of an answer: chunks, reads and interim responses; more where it is large
+CRUMB_BYTES = 64
+EVENTS_A_TURN = 64
+"""Of the loop's: a program could keep the kernel busy with one-byte chunks that are all there at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +136,14 @@ class Door:
         ]
         head = h11.Request(method="POST", target="/" + quote(method, safe="/"), headers=headers)
         writer.write(connection.send(head) + connection.send(h11.Data(arguments)) + connection.send(h11.EndOfMessage()))
-        response, parts, size = None, [], 0
+        response, parts, size, events = None, [], 0, 0
         while True:
             event = connection.next_event()
+            events += 1
+            if events > EVENTS_MAX + size // CRUMB_BYTES:
+                raise h11.RemoteProtocolError("it answers in crumbs, or in interim responses without end")
+            if not events % EVENTS_A_TURN:
+                await asyncio.sleep(0)
             if event is h11.NEED_DATA:
                 connection.receive_data(await reader.read(RECEIVE_BYTES))
             elif isinstance(event, h11.Response):

@@ -48,6 +48,10 @@ class Kind:
     SETTLED = 28  # null: SETTLE is done
 
 
+METHODS_MAX = 1000
+NAME_BYTES_MAX = 255
+"""Of a service: methods that can be called, and bytes of a method's name, whose length is one byte of a frame."""
+
 RESTORE = "restore"
 RESTORE_IF_PERSISTENT = "restore_if_persistent"
 CODE_CHANGE = "code_change"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from solo_fast.runtime.contract import Callee, is_coroutine_function
+from solo_fast.runtime.contract import MESSAGE_MAX, Callee, is_coroutine_function, shown
 from solo_fast.runtime.frames import Kind, split_message
 from solo_fast.runtime.idleness import FIRST_IDLE_S, IDLE_S, give_back
 from solo_fast.runtime.inside import Inside, Link, encode
@@ -47,10 +48,15 @@ class Loaded:
 
 def flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(Exception):  # closed or replaced by user code
             stream.flush()
-        except (OSError, ValueError, AttributeError):  # closed or replaced by user code
-            continue
+
+
+def say(text: str) -> None:
+    """To stderr, which is the service's log, whatever user code made of it."""
+    with contextlib.suppress(Exception):
+        sys.stderr.write(text)
+    flush()
 
 
 def leave(code: int) -> None:
@@ -73,14 +79,26 @@ def user_traceback(error: BaseException, filename: str) -> str:
     return text[-TRACEBACK_CHARACTERS:]
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception says of itself, whatever its own __str__ does."""
+    try:
+        return str(error)
+    except Exception:
+        return "its text can't be had: __str__ failed"
+
+
+def service_error(message: str, error: BaseException, traceback_text: str = "") -> bytes:
+    details = {"type": type(error).__name__, "message": shown(text_of(error)), "traceback": traceback_text}
+    return encode({"error": "service_error", "message": shown(message), "details": details})
+
+
 def error_body(error: Exception, filename: str) -> bytes:
-    shown = "".join(traceback.format_exception_only(error)).strip()[-4096:]
-    details = {"type": type(error).__name__, "message": str(error)[:4096], "traceback": user_traceback(error, filename)}
-    return encode({"error": "service_error", "message": shown, "details": details})
+    line = "".join(traceback.format_exception_only(error)).strip()[-MESSAGE_MAX:]
+    return service_error(line, error, shown(user_traceback(error, filename), TRACEBACK_CHARACTERS))
 
 
 def refusal(message: str) -> bytes:
-    return encode({"error": "invalid_request", "message": message})
+    return encode({"error": "invalid_request", "message": shown(message)})
 
 
 def arguments_of(text: bytes) -> tuple[list[Any], dict[str, Any]]:
@@ -103,17 +121,19 @@ class Handler:
         if target is None:  # the kernel knows the methods; a swap in between can still get here
             self._refuse(message_id, f"there is no method {method!r}", cast=cast)
             return None
-        args, kwargs = arguments_of(text)
-        if not target.fits(args, kwargs):
-            misfit = target.misfit(args, kwargs)
-            if misfit:
-                self._refuse(message_id, misfit, cast=cast)
-                return None
+        try:
+            args, kwargs = arguments_of(text)
+            misfit = "" if target.fits(args, kwargs) else target.misfit(args, kwargs)
+        except Exception as error:  # an integer of more digits than Python reads, or a signature that can't be had
+            misfit = f"the arguments of {method} can't be read: {text_of(error)}"
+        if misfit:
+            self._refuse(message_id, misfit, cast=cast)
+            return None
         return target, args, kwargs
 
     def _refuse(self, message_id: int, message: str, *, cast: bool) -> None:
         if cast:
-            print(f"cast refused: {message}", file=sys.stderr, flush=True)  # noqa: T201 - stderr is the service's log
+            say(f"cast refused: {message}\n")
             self.link.send(Kind.DONE, message_id)
         else:
             self.link.send(Kind.ERROR, message_id, refusal(message))
@@ -124,11 +144,9 @@ class Handler:
             return
         try:
             body = encode(value)
-        except (TypeError, ValueError) as error:
-            message = f"the method returned what JSON can't carry: {error}"
-            details = {"type": type(error).__name__, "message": str(error), "traceback": ""}
-            body = encode({"error": "service_error", "message": message, "details": details})
-            self.link.send(Kind.ERROR, message_id, body)
+        except Exception as error:  # RecursionError too
+            message = f"the method returned what JSON can't carry: {text_of(error)}"
+            self.link.send(Kind.ERROR, message_id, service_error(message, error))
             return
         if len(body) > self.loaded.result_bytes_max:
             message = (
@@ -140,7 +158,7 @@ class Handler:
 
     def failed(self, message_id: int, error: Exception, *, cast: bool) -> None:
         if cast:
-            sys.stderr.write(user_traceback(error, self.loaded.filename))
+            self.complain(error)
             self.link.send(Kind.DONE, message_id)
         else:
             self.link.send(Kind.ERROR, message_id, error_body(error, self.loaded.filename))
@@ -160,8 +178,7 @@ class Handler:
 
     def complain(self, error: BaseException) -> None:
         """A failure that no caller waits for goes to the service's stderr."""
-        sys.stderr.write(user_traceback(error, self.loaded.filename))
-        flush()
+        say(user_traceback(error, self.loaded.filename))
 
 
 # -- plain ---------------------------------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from solo_fast.domain.errors import ERRORS, ServiceError, SoloError
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Stream
 from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.descriptors import Ends
 from solo_fast.runtime.ending import EndedEarlyError, Ending
 from solo_fast.runtime.external import Door, Program, UnreachableError
-from solo_fast.runtime.frames import FrameError, FrameReader, Kind, frame, message_body
+from solo_fast.runtime.frames import FrameError, Kind, frame, message_body
+from solo_fast.runtime.intake import Intake
 from solo_fast.runtime.mailbox import Message
 from solo_fast.runtime.orders import Order
 from solo_fast.runtime.output import PipeReader
@@ -31,6 +33,10 @@ UNSENT_BYTES_MAX = 32 * 1024 * 1024  # what a service may leave unread on its li
 EXIT_SECONDS_MAX = 0.2  # how long a program that broke its answer off is watched for its end
 OUTPUT_SECONDS_MAX = 0.5  # how long the last output of a dead process is waited for, and its last frames
 LINK_SECONDS_MAX = 0.5  # how long a process may go on whose link has ended: nobody can reach it any more
+SAID_BYTES_MAX = 1024 * 1024  # an error or a description
+REPORT_BYTES_MAX = 8 * 1024 * 1024  # of a checker, which runs no code of anybody's
+REQUEST_COST = 32  # of a turn (runtime/intake.py): each makes a task
+LOG_LINES_MAX = 200  # that one frame is cut into
 KEPT_BYTES_MAX = 32 * 1024 * 1024  # arguments kept for a second sending, of one process
 
 log = logging.getLogger("solo.process")
@@ -80,11 +86,11 @@ class Process(asyncio.Protocol):
         self._asked_id = 0
         self._link_closed = asyncio.Event()
         self._next_id = 0
-        self._reader = FrameReader(limits.frame_bytes)
+        self._said_bytes_max = SAID_BYTES_MAX
+        self._intake = Intake(limits.frame_bytes, self._take, self._broken)
         self._transport: asyncio.Transport | None = None
         self._pipes: list[PipeReader] = []
         self._exit_task: asyncio.Task[None] | None = None
-        self._holding: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int:
@@ -106,26 +112,16 @@ class Process(asyncio.Protocol):
         Raises:
             InternalError: no process could be made; nothing is left of the try.
         """
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
         unsent = b""
-        if source is not None:
-            self.owner = owner
-            unsent = self._order_early(ours, source)
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
-        try:
-            self.child = await self._zygote.fork(theirs.fileno(), out_write, err_write)
-        except BaseException:
-            ours.close()
-            os.close(out_read)
-            os.close(err_read)
-            raise
-        finally:
-            theirs.close()
-            os.close(out_write)
-            os.close(err_write)
-        unread: list[tuple[Stream, int]] = [("stdout", out_read), ("stderr", err_read)]
+        with Ends() as theirs, Ends() as kept:
+            ours = kept.socket_to(theirs)
+            ours.setblocking(False)
+            unread: list[tuple[Stream, int]] = [(stream, kept.pipe_from(theirs)) for stream in ("stdout", "stderr")]
+            if source is not None:
+                self.owner = owner
+                unsent = self._order_early(ours, source)
+            self.child = await self._zygote.fork(*theirs.fds)
+            kept.pop_all()
         self._loop.add_reader(self.child.pidfd, self._exit_seen)
         try:
             await self._loop.create_unix_connection(lambda: self, sock=ours)
@@ -152,6 +148,7 @@ class Process(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its base class
+        self._intake.begin(self._transport)
 
     # -- output: the process is the sink of its own pipes, on behalf of whoever owns it --------------------------
 
@@ -234,6 +231,7 @@ class Process(asyncio.Protocol):
         Raises:
             DeployFailed: it did not come back in time, or the source took it down. The process is ended.
         """
+        self._said_bytes_max = REPORT_BYTES_MAX
         report: dict[str, Any] = await self._order(kind, source, timeout_s, "compile")
         return report
 
@@ -315,8 +313,11 @@ class Process(asyncio.Protocol):
         finally:
             self._asked = None
 
+    def _is_asked(self, message_id: int) -> bool:
+        return self._asked is not None and not self._asked.done() and message_id == self._asked_id
+
     def _answered(self, message_id: int, body: bytes, error: Exception | None) -> None:
-        if self._asked is None or self._asked.done() or message_id != self._asked_id:
+        if self._asked is None or not self._is_asked(message_id):
             return
         if error is not None:
             self._asked.set_exception(error)
@@ -367,6 +368,9 @@ class Process(asyncio.Protocol):
     def _send(self, kind: int, method: str, arguments: bytes, future: asyncio.Future[bytes] | None) -> None:
         self._next_id = message_id = (self._next_id + 1) & 0xFFFFFFFF
         self.pending[message_id] = future
+        if self.exited.done():
+            self._fail_pending(ServiceError(f"the service {self.exited.result()} before it began this"))
+            return
         if self.kept is not None:
             self._keep(message_id, Message(kind, method, arguments, future))
         if self._door is not None:
@@ -436,13 +440,10 @@ class Process(asyncio.Protocol):
             self._loaded(None, None)
 
     def data_received(self, data: bytes) -> None:
-        try:
-            for kind, message_id, body in self._reader.feed(data):
-                self._take(kind, message_id, body)
-        except Exception as error:  # whatever is in a frame, its sender has made it up
-            self._broken(error if isinstance(error, FrameError) else FrameError(f"{type(error).__name__} {error}"))
+        self._intake.feed(data)
 
-    def _take(self, kind: int, message_id: int, body: bytes) -> None:
+    def _take(self, kind: int, message_id: int, body: bytes) -> int:
+        """Take one frame; what it costs of a turn. What nobody waits for is not even looked at."""
         if kind == Kind.RESULT:
             self._settle(message_id, body, None)
         elif kind == Kind.DONE:
@@ -451,20 +452,18 @@ class Process(asyncio.Protocol):
             self.pending.pop(message_id, None)
             self._let_go(message_id)
         elif kind == Kind.ERROR:
-            self._settle(message_id, b"", _error_of(body))
+            if message_id in self.pending:
+                self._settle(message_id, b"", _error_of(body))
         elif kind == Kind.REQUEST:
             self.owner.wants(self, message_id, body)
+            return REQUEST_COST
         elif kind == Kind.LOG:
-            for line in body[: self.limits.line_bytes].decode("utf-8", "replace").split("\n"):
-                self.owner.line("log", line)
-            self._hold_link()
+            return self._log(body)
         elif kind in (Kind.READY, Kind.REPORT, Kind.SETTLED):
-            self._loaded(orjson.loads(body), None)
+            if self._loading is not None and not self._loading.done():
+                self._loaded(_parsed(body, self._said_bytes_max), None)
         elif kind == Kind.FAILED:
-            failed = orjson.loads(body)
-            error = deploy_failed(str(failed["message"]), list(failed["diagnostics"]))
-            self._loaded(None, error)
-            self._answered(message_id, b"", error)
+            self._failed(message_id, body)
         elif kind == Kind.CODE:
             self.owner.compiled(body)
         elif kind in (Kind.HANDED, Kind.ADOPTED):
@@ -474,18 +473,24 @@ class Process(asyncio.Protocol):
                 self.owner.checkpoint(self, body)
         else:
             raise FrameError(f"a service does not send frames of kind {kind}")
+        return 1
 
-    def _hold_link(self) -> None:
-        """A service that logs faster than its lines are taken waits with all that it says."""
-        if self.owner.saturated and self._holding is None and self._transport is not None:
-            self._transport.pause_reading()
-            self._holding = self._loop.create_task(self._read_on())
+    def _log(self, body: bytes) -> int:
+        lines = body[: self.limits.line_bytes].decode("utf-8", "replace").split("\n", LOG_LINES_MAX)
+        for line in lines:
+            self.owner.line("log", line)
+        if self.owner.saturated:  # who logs faster than its lines are taken waits with all that it says
+            self._intake.hold(self.owner.drained)
+        return len(lines)
 
-    async def _read_on(self) -> None:
-        await self.owner.drained()
-        self._holding = None
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+    def _failed(self, message_id: int, body: bytes) -> None:
+        loading = self._loading is not None and not self._loading.done()
+        if not loading and not self._is_asked(message_id):
+            return
+        failed = _parsed(body)
+        error = deploy_failed(str(failed["message"]), list(failed["diagnostics"]))
+        self._loaded(None, error)
+        self._answered(message_id, b"", error)
 
     def _settle(self, message_id: int, body: bytes, error: SoloError | None) -> None:
         future = self.pending.pop(message_id, None)
@@ -595,8 +600,7 @@ class Process(asyncio.Protocol):
 
     async def _close_io(self) -> None:
         """Read what it said last, then let its descriptors go."""
-        if self._holding is not None:
-            self._holding.cancel()
+        self._intake.close()
         if self._transport is not None:
             self._transport.close()
         if self._pipes:
@@ -611,6 +615,16 @@ def _heard(loading: asyncio.Future[Any]) -> None:
         loading.exception()
 
 
+def _parsed(body: bytes, most: int = SAID_BYTES_MAX) -> Any:
+    """What a process says of itself: some 25 KB where it is honest, and reading megabytes would stop the loop."""
+    if len(body) > most:
+        raise FrameError(f"it says something of itself in {len(body)} bytes")
+    return orjson.loads(body)
+
+
 def _error_of(body: bytes) -> SoloError:
-    value = orjson.loads(body)
-    return ERRORS.get(value["error"], ServiceError)(value["message"], details=value.get("details"))
+    value = _parsed(body)
+    message, details = value["message"], value.get("details")
+    if not isinstance(message, str) or not isinstance(details, dict | None):
+        raise FrameError("its error is no error")
+    return ERRORS.get(value["error"], ServiceError)(message, details=details)

@@ -94,6 +94,12 @@ class Reception(Owner):
             if message.kind == Kind.CAST and message.future is not None:
                 message.future.set_result(b"")
 
+    def inherit(self, former: Reception) -> None:
+        """Take on what waits for a former service of this id, which has no process to handle it."""
+        self._mailbox.put_first(former._mailbox.take())
+        if self.state == "running":
+            self._release()
+
     def _event(self, event_type: str, payload: dict[str, Any], cause: Event | None = None) -> Event:
         return Event.new(self.spec.tenant, event_type, self.spec.service_id, payload, cause)
 
@@ -107,6 +113,8 @@ class Reception(Owner):
             TenantOverloaded: the mailbox is full. DeadlineExceeded: no answer within `timeout_s` seconds.
             BreakerOpen: it failed too often of late.
         """
+        if self._ended:  # it may still work off what it has, and nobody would come to this
+            raise self.gone()
         breaker = self.breaker
         ticket = self._pass_circuit() if breaker.watching else breaker.generation
         sent_to: Process | None = None
@@ -196,6 +204,8 @@ class Reception(Owner):
         Raises:
             NotFound, TenantOverloaded, ServiceError: as `call`, for what can be known before it is handled.
         """
+        if self._ended:
+            raise self.gone()
         if self.state == "running":
             self._admit(method).send_cast(method, arguments)
             return
@@ -258,6 +268,8 @@ class Reception(Owner):
         """What a caller is told of a service that was ended for good."""
         if self._end_reason == "shutdown":
             return ShuttingDown(f"the kernel shut down before {self.spec.service_id} was up", retry_after_ms=1000)
+        if self._end_reason == "replaced":
+            return ServiceError(f"{self.spec.service_id} was replaced before it came to this; try again")
         return NotFound(f"{self.spec.service_id} was killed")
 
     def _gave_up(self) -> ServiceError:

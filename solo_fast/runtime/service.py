@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from solo_fast.domain.errors import ServiceError, SoloError
+from solo_fast.domain.errors import InternalError, ServiceError, SoloError
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Figures, ServiceState, Stream
 from solo_fast.runtime.backoff import RestartIntensity
@@ -31,6 +32,8 @@ from solo_fast.runtime.spec import Spec
 from solo_fast.runtime.swap.probation import Probation
 from solo_fast.store.desired import NoteRestarts, PutService, ServiceRow
 
+log = logging.getLogger("solo.service")
+
 _WHY_ENDED = {
     "killed": ", for it was killed",
     "replaced": ", for another took its place",
@@ -45,8 +48,7 @@ class Service(Reception):
 
     Attributes:
         requests_pending: what it has asked of the kernel and is not answered yet.
-        replacing: done when what comes up in its place is there, or is gone; None while nothing does.
-        successor: the service that comes up in its place, and in its room; None in a swap, which is its own affair.
+        replacing: something comes up in its place.
         beside: processes that load or stand by to take the place of the present one, and those that end.
         examination: what the static check of its source found.
         violation: for which limit the newest process that did not come up was killed.
@@ -58,14 +60,14 @@ class Service(Reception):
         super().__init__(spec, house, refusals)
         self.created_at = self.updated_at = _time_of(time.time_ns() // 1_000_000)
         self.requests_pending = 0
-        self.replacing: asyncio.Future[None] | None = None
-        self.successor: Service | None = None
+        self.replacing = False
         self.examination: Examination = CLEAN
         self.violation: Event | None = None
         self.log_rate = LogRate(spec.limits.log_lines_per_second, spec.limits.log_burst)
         self.disk_bytes = 0
         self._intensity = RestartIntensity(spec.limits.max_restarts, spec.limits.max_seconds)
         self.beside: set[Process] = set()
+        self._launches: set[asyncio.Future[None]] = set()  # that are under way, and may still make a process
         self._restarting: asyncio.Task[None] | None = None
         self._probation: Probation | None = None
         self._carried: bytes | None = None  # the state to go on from, once, in place of the checkpoint
@@ -104,10 +106,16 @@ class Service(Reception):
             NotFound, ShuttingDown: it was ended meanwhile.
         """
         spec = self.spec
-        state = self._carried or b""
-        if restore and self._carried is None:
-            state = await self.house.checkpoints.newest(spec.tenant, spec.service_id)
-        process, described = await self.launch(spec, self, RESTORE if state else "", state, patience)
+        try:
+            state = self._carried or b""
+            if restore and self._carried is None:
+                state = await self.house.checkpoints.newest(spec.tenant, spec.service_id)
+            process, described = await self.launch(spec, self, RESTORE if state else "", state, patience)
+        except SoloError:
+            raise
+        except Exception as error:  # a restart that ends without a word would be the last one
+            log.exception("%s/%s could not be started", spec.tenant, spec.service_id)
+            raise InternalError(f"{spec.service_id} could not be started: {error}") from error
         self._carried = None
         self._install(process, described)
         return described
@@ -123,6 +131,22 @@ class Service(Reception):
         Raises:
             DeployFailed, NotFound, ShuttingDown, InternalError: as `start`.
         """
+        with self._launching():
+            return await self._launch(spec, owner, hand_over, state, patience)
+
+    @contextmanager
+    def _launching(self) -> Iterator[None]:
+        under_way = asyncio.get_running_loop().create_future()
+        self._launches.add(under_way)
+        try:
+            yield
+        finally:
+            self._launches.discard(under_way)
+            under_way.set_result(None)
+
+    async def _launch(
+        self, spec: Spec, owner: Owner, hand_over: str, state: bytes, patience: int
+    ) -> tuple[Process, Description]:
         code = self.house.code_for(spec.tenant, spec.digest)
         closed_ports = await self.house.closed_ports(spec.limits.network)
         source = Source.of(spec, closed_ports, code, hand_over, state)
@@ -174,15 +198,13 @@ class Service(Reception):
         self._become("running")
 
     @contextmanager
-    def being_replaced(self, successor: Service | None = None) -> Iterator[None]:
+    def being_replaced(self) -> Iterator[None]:
         """Something comes up in its place, and nothing else may meanwhile."""
-        self.replacing = replaced = asyncio.get_running_loop().create_future()
-        self.successor = successor
+        self.replacing = True
         try:
             yield
         finally:
-            self.replacing = self.successor = None
-            replaced.set_result(None)
+            self.replacing = False
 
     # -- hot swap (runtime/swap/) --------------------------------------------------------------------------------
 
@@ -200,6 +222,7 @@ class Service(Reception):
     ) -> None:
         """From now on, this process of this version is the service; what has waited goes to it."""
         self._end_probation()
+        self._carried = None
         if self._process is not None:
             self._until_exit(self._process)
         self._adopt(spec)
@@ -309,6 +332,8 @@ class Service(Reception):
             await self.start(restore=True)
         except SoloError as error:
             failure = error
+        if self._ended:  # a kill has put into the store by now what must not be followed by this
+            return
         payload = {
             "version": self.spec.version.number,
             "from_version": bad,
@@ -378,10 +403,6 @@ class Service(Reception):
     def _fail_unbegun(self, process: Process) -> None:
         for message in process.unbegun():
             message.fail(ServiceError(f"{self.spec.service_id} ended before it handled this"))
-
-    def forget_state(self) -> None:
-        """Take no checkpoint of its any more."""
-        self._keeps_state = False
 
     # -- crash and restart ---------------------------------------------------------------------------------------
 
@@ -470,11 +491,20 @@ class Service(Reception):
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    async def end(self, reason: str, grace_s: float) -> None:
-        """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once."""
+    def doom(self, reason: str) -> None:
+        """From now on it is over, and this is why, whatever comes later; `end` follows."""
+        if self._ended:
+            return
         self._ended = True
         self._end_reason = reason
-        self._keeps_state = reason == "shutdown"
+        self._keeps_state = self._keeps_state and reason == "shutdown"
+
+    async def end(self, reason: str, grace_s: float) -> None:
+        """Stop for good: terminate(), SIGTERM, SIGKILL within `grace_s`. 0 is SIGKILL at once.
+
+        None of its processes is left when this returns. It may be asked again, for a shorter grace.
+        """
+        self.doom(reason)
         await self._stop_restarting()
         self._end_probation()
         self._mailbox.fail(self.gone)
@@ -484,16 +514,18 @@ class Service(Reception):
         if self._process is not None:
             self._fail_unbegun(self._process)
             await self._end_process(self._process, reason, grace_s)
+        while self._launches:
+            await asyncio.wait(self._launches)
         if self.beside:
             await asyncio.wait([process.exited for process in self.beside])
         if self._keeps_state:
             await self.house.checkpoints.flush(self.spec.tenant, self.spec.service_id)
 
     async def _stop_restarting(self) -> None:
-        if self._restarting is not None:
-            self._restarting.cancel()
-            await asyncio.wait([self._restarting])
-            self._restarting = None
+        restarting, self._restarting = self._restarting, None
+        if restarting is not None:
+            restarting.cancel()
+            await asyncio.wait([restarting])
 
     async def _end_process(self, process: Process, reason: str, grace_s: float) -> None:
         if process.exited.done():

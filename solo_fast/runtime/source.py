@@ -8,9 +8,12 @@ from typing import Any
 from solo_fast.domain.errors import DeployFailed, SoloError
 from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.external import Program
+from solo_fast.runtime.frames import METHODS_MAX, NAME_BYTES_MAX
 from solo_fast.runtime.spec import Spec
 
 DIAGNOSTICS_MAX = 10  # in an event
+DIAGNOSTICS_ANSWERED_MAX = 100
+TEXT_MAX = 4096  # characters of a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +79,25 @@ class Description:
         if not isinstance(described, dict):
             raise TypeError("it describes itself by something else than an object")
         made = cls(**{**described, "methods": frozenset(described.get("methods", ()))})
-        if not all(isinstance(name, str) for name in (made.kind, made.class_name, *made.methods)):
+        names = (made.kind, made.class_name, *made.methods)
+        if not all(isinstance(name, str) and len(name.encode()) <= NAME_BYTES_MAX for name in names):
             raise ValueError("it describes itself by something else than names")
+        if len(made.methods) > METHODS_MAX:
+            raise ValueError(f"it has more than {METHODS_MAX} methods")
         return made
 
 
 def deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None) -> DeployFailed:
-    """The error of a source that did not become a running service; always with a diagnostic."""
+    """The error of a source that did not become a running service; always with a diagnostic.
+
+    Texts are cut: they may come from the process itself, and go into an event.
+    """
     shown = diagnostics or [{"line": 0, "column": 0, "message": message, "text": ""}]
-    return DeployFailed(message, details={"diagnostics": shown})
+    cut = [
+        {name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in one.items()}
+        for one in shown[:DIAGNOSTICS_ANSWERED_MAX]
+    ]
+    return DeployFailed(message[:TEXT_MAX], details={"diagnostics": cut})
 
 
 def told_of(error: SoloError) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from solo_fast.store.desired import Change, RemoveService, ServiceRow, Settings,
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook
 
+REQUESTS_MAX = 1000  # of one service to the kernel at once
 CODE_BYTES_MAX = 32 * 1024 * 1024  # compiled code kept for restarts, all tenants
 
 RequestHandler = Callable[[Service, Process, int, bytes], Coroutine[Any, Any, None]]
@@ -126,7 +127,7 @@ class Supervisor:
         self._endings: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
         self._versions_before: dict[tuple[str, str], int] = {}  # of what a start without recovery left alone
-        self._coming_up: set[Service] = set()
+        self._lodgers: dict[Room, set[Service]] = {}  # by room: a service, and its successor or predecessors
         self._closing = False
         self._hurried = False
 
@@ -180,7 +181,7 @@ class Supervisor:
         self.check_open()
         self._store.check_writable()  # before its code runs
         former: Service | None = self.services.get(tenant, service_id)
-        if former is not None and (former.state == "starting" or former.replacing is not None):
+        if former is not None and (former.state == "starting" or former.replacing):
             raise AlreadyExists(f"{service_id} is just being deployed by somebody else; try again when that is done")
         if former is not None and not replace:
             raise AlreadyExists(f"{service_id} is deployed already; deploy it with replace, or kill it first")
@@ -195,18 +196,20 @@ class Supervisor:
         else:
             spec = self._move_in(tenant, service_id, version, limits, code_check)
         service = Service(spec, self)
-        if former is not None:
-            service.created_at = former.created_at
-            with former.being_replaced(service):
-                await self._come_up(service, former, code_check)
-                await self._take_over(former, service)
-            return service
-        self.services.put(tenant, service_id, service)
+        self._lodgers.setdefault(spec.room, set()).add(service)
         try:
-            await self._come_up(service, None, code_check)
+            if former is not None:
+                service.created_at = former.created_at
+                with former.being_replaced():
+                    await self._come_up(service, former, code_check)
+                    await self._take_over(former, service)
+            else:
+                self.services.put(tenant, service_id, service)
+                await self._come_up(service, None, code_check)
         except BaseException:
-            self.services.remove(tenant, service_id)
-            self.in_background(self._end(service, 0))
+            if former is None:
+                self.services.remove(tenant, service_id)
+            self.in_background(self._end(service, "killed", 0))
             raise
         return service
 
@@ -234,11 +237,12 @@ class Supervisor:
         spec = service.spec
         await self._check_still_there(service, former)
         self.services.put(spec.tenant, spec.service_id, service)
-        former.forget_state()
+        service.inherit(former)
+        former.doom("replaced")
         late = self.checkpoints.forget(spec.tenant, spec.service_id)  # one that came after the commit
         if late:
             self.note(changes=late)
-        self.in_background(former.end("replaced", former.spec.limits.shutdown_timeout_ms / 1000))
+        self.in_background(self._end(former, "replaced", former.spec.limits.shutdown_timeout_ms / 1000))
 
     async def _check_still_there(self, service: Service, former: Service) -> None:
         spec = service.spec
@@ -249,7 +253,6 @@ class Supervisor:
 
     async def _come_up(self, service: Service, former: Service | None, code_check: CodeCheck) -> None:
         spec, replaced = service.spec, former is not None
-        self._coming_up.add(service)
         try:
             described = await self.checkers.start(service, code_check)
         except SoloError as error:
@@ -260,8 +263,6 @@ class Supervisor:
                 failed = {**told_of(error), "replaced": replaced}
                 await self._store.keep(Event.new(spec.tenant, "service_deployment_failed", spec.service_id, failed))
             raise
-        finally:
-            self._coming_up.discard(service)
         if self._closing:
             await service.end("shutdown", 0)
             self.check_open()
@@ -308,24 +309,23 @@ class Supervisor:
         grace_s = service.spec.limits.shutdown_timeout_ms / 1000 if grace_s is None else grace_s
         grace_s = 0.0 if force else grace_s
         self.services.remove(tenant, service_id)
-        self.in_background(self._end(service, grace_s))
+        for lodger in list(self._lodgers[service.spec.room]):  # what comes up in its place, and what is still ending
+            lodger.doom("killed")
+            self.in_background(self._end(lodger, "killed", grace_s))
         payload = {"force": force, "grace_ms": round(grace_s * 1000), "pid": service.pid}
         killed = Event.new(tenant, "service_killed", service_id, payload)
         self.checkpoints.killed(tenant, service_id)
         durable = await self._store.keep(killed, *leaving(killed), changes=[RemoveService(tenant, service_id)])
         return grace_s, durable
 
-    async def _end(self, service: Service, grace_s: float) -> None:
-        """End a service for good, and what comes up in its place; then nobody lives in their room any more."""
-        successor, replaced = service.successor, service.replacing
-        if successor is not None:
-            await successor.end("killed", 0)
-        await service.end("killed", grace_s)
-        if replaced is not None:
-            await asyncio.shield(replaced)
-        if successor is not None:
-            await successor.end("killed", 0)  # what it had just begun
-        self._release(service.spec.room)
+    async def _end(self, service: Service, reason: str, grace_s: float) -> None:
+        """End a service for good. The last one that lived in a room leaves it to others, with its user id."""
+        await service.end(reason, grace_s)
+        room = service.spec.room
+        lodgers = self._lodgers.get(room, set())
+        lodgers.discard(service)
+        if not lodgers and self._lodgers.pop(room, None) is not None:
+            self._release(room)
 
     def find(self, tenant: str, service_id: str) -> Service:
         """The service of that id.
@@ -349,6 +349,7 @@ class Supervisor:
         """Enter a service of the desired state: it has its place, and its mailbox waits until it is recovered."""
         room = self._rooms.take(row.tenant, row.service_id)
         service = Service.recovered(Spec(row.tenant, row.service_id, row.version, limits, room), self, row)
+        self._lodgers[room] = {service}
         self.services.put(row.tenant, row.service_id, service)
         return service
 
@@ -408,9 +409,19 @@ class Supervisor:
         self._codes.put(tenant, digest, code)
 
     def serve_request(self, service: Service, process: Process, message_id: int, body: bytes) -> None:
+        if service.requests_pending >= REQUESTS_MAX:
+            busy = f"this service has {REQUESTS_MAX} requests to the kernel under way; wait for some of them"
+            process.refuse(message_id, TenantOverloaded(busy, retry_after_ms=100))
+            return
+        service.requests_pending += 1
         task = asyncio.get_running_loop().create_task(self._handle_request(service, process, message_id, body))
         self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+
+        def served(_: object) -> None:
+            service.requests_pending -= 1
+            self._requests.discard(task)
+
+        task.add_done_callback(served)
 
     def _release(self, room: Room) -> None:
         self.in_background(self._clear(room))
@@ -429,10 +440,14 @@ class Supervisor:
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
 
+    def _everybody(self) -> set[Service]:
+        """All services that have a process or may get one, those that are ending or coming up included."""
+        return {service for lodgers in self._lodgers.values() for service in lodgers}
+
     def kill_all(self) -> None:
         """SIGKILL to every process, for a shutdown that can't wait."""
         self._hurried = True
-        for service in self.services.all():
+        for service in self._everybody():
             for process in (service.process, *service.beside):
                 if process is not None:
                     process.stopping = True
@@ -445,7 +460,7 @@ class Supervisor:
             grace_s: for both together, seconds; None: each service's own.
         """
         self._closing = True
-        await end_all([*{*self.services.all(), *self._coming_up}], grace_s, lambda: self._hurried)
+        await end_all(list(self._everybody()), grace_s, lambda: self._hurried)
         for request in list(self._requests):
             request.cancel()
         await self.checkers.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -167,7 +168,8 @@ class ZygoteClient:
     async def _forget(self, pid: int) -> None:
         if pid in self._adopted:
             self._adopted.discard(pid)
-            await self._tell(forker.FORGET, pid)
+            with contextlib.suppress(InternalError):  # the one that had adopted it is gone too
+                await self._tell(forker.FORGET, pid)
 
     def _hear(self) -> None:
         assert self._control is not None
@@ -190,17 +192,25 @@ class ZygoteClient:
 
     def _note(self, what: int, number: int, pid: int, status: int, fds: list[int]) -> None:
         if what == forker.FORKED:
-            self._forked(number, Child(pid, fds[0]))
+            try:
+                self._forked(number, Child(pid, fds[0] if fds else os.pidfd_open(pid)))
+            except OSError as error:  # this process has no descriptor left, and the child's was lost on its way
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                self._not_forked(number, error.errno or errno.EMFILE)
         elif what == forker.EXITED:
             known = self._statuses.get(pid)
             if known is not None and not known.done():
                 known.set_result(status)
         elif what == forker.FAILED:
-            future = self._forks.pop(number, None)
-            if future is not None and not future.done():
-                future.set_exception(InternalError(f"no new process: {os.strerror(status)}"))
+            self._not_forked(number, status)
         elif what == forker.READY and self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
+
+    def _not_forked(self, number: int, reason: int) -> None:
+        future = self._forks.pop(number, None)
+        if future is not None and not future.done():
+            future.set_exception(InternalError(f"no new process: {os.strerror(reason)}"))
 
     def _forked(self, number: int, child: Child) -> None:
         future = self._forks.pop(number, None)
@@ -225,7 +235,7 @@ class ZygoteClient:
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(error)
         self._forks.clear()
-        if not self._closing:
+        if not self._closing and self._restarting is None:  # else that one deals with this death too
             self._restarting = asyncio.get_running_loop().create_task(self._restart())
 
     def _drop_control(self) -> None:
@@ -245,7 +255,7 @@ class ZygoteClient:
                 self._drop_control()
                 await asyncio.sleep(RESTART_SECONDS)
         self._restarting = None
-        for pid, pidfd in self._running.items():  # the new zygote ends them, should the kernel be killed
+        for pid, pidfd in list(self._running.items()):  # the new zygote ends them, should the kernel be killed
             self._adopted.add(pid)
             await self._tell(forker.ADOPT, pid, pidfd)
         self._end_strays()

@@ -195,3 +195,82 @@ def test_a_full_mailbox_answers_at_once(server):
 
 def _drained(server: Server) -> bool:
     return eventually(lambda: server.status("full")["message_queue_len"] == 0, "the mailbox is empty")
+
+
+ODD = """
+from solo_fast import Service
+
+class Mute(Exception):
+    def __str__(self):
+        return "code " + 5
+
+class Odd(Service):
+    def init(self):
+        self.calls = 0
+
+    def count(self):
+        self.calls += 1
+        return self.calls
+
+    def echo(self, value):
+        return value
+
+    def deep(self):
+        nested = []
+        for _ in range(5000):
+            nested = [nested]
+        return nested
+
+    def mute(self):
+        raise Mute()
+
+    def surrogate(self):
+        raise ValueError("no such file: \\udcff.txt")
+
+    def closed(self):
+        import sys
+        sys.stderr = None
+        raise ValueError("nobody hears of it")
+"""
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_nothing_that_a_caller_sends_or_a_method_raises_ends_the_service(server, kind):
+    service = f"odd-{kind.split()[0]}"
+    server.deploy(service, ODD.replace("    def ", f"    {kind} ").replace(f"{kind} __str__", "def __str__"))
+
+    def call(method: str, body: bytes = b"{}") -> tuple[int, dict]:
+        path = f"/services/{service}/call/{method}?timeout_ms=5000"
+        return server.request("POST", path, body, headers={"content-type": "application/json"})[:2]
+
+    assert server.call(service, "count") == 1
+    status, body = call("echo", b'{"value": ' + b"1" * 5000 + b"}")
+    assert (status, body["error"]) == (400, "invalid_request"), body
+    for method, told in (("deep", "JSON"), ("mute", "Mute"), ("surrogate", "no such file: \\udcff.txt")):
+        status, body = call(method)
+        assert (status, body["error"]) == (502, "service_error"), body
+        assert told in body["message"]
+    server.request("POST", f"/services/{service}/cast/echo", b'{"value": ' + b"1" * 5000 + b"}")
+    server.request("POST", f"/services/{service}/cast/mute")
+    server.request("POST", f"/services/{service}/cast/closed")
+    assert server.call(service, "count") == 2
+    assert server.status(service)["restarts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("raise ValueError('x' * 4_000_000)", "ValueError: xxx"),
+        ("raise ValueError('odd \\udcff')", "ValueError: odd \\udcff"),
+        (f"def {'m' * 300}(): pass", "more than 255 bytes"),
+        ("for n in range(2000): exec(f'def m{n}(): pass')", "2000 public methods"),
+    ],
+)
+def test_what_a_failed_deploy_says_is_bounded(server, code, told):
+    status, body, _ = server.request("POST", "/services", {"service_id": "wordy", "code": code})
+    assert (status, body["error"]) == (422, "deploy_failed"), body
+    assert told in body["message"]
+    assert len(json.dumps(body)) < 30_000
+    page = server.request("GET", "/events?format=json&event_types=service_deployment_failed&limit=1000")[1]
+    [failed] = [one for one in page["events"] if one["subject"] == "wordy"][-1:]
+    assert len(json.dumps(failed)) < 30_000

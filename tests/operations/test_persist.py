@@ -66,6 +66,7 @@ def test_state_survives_a_crash_a_stop_and_a_kill_of_the_kernel(tmp_path: Path, 
     with Server(tmp_path) as server:
         server.deploy("keeper", marked(KINDS[kind]))
         server.call("keeper", "add")
+        server.call("keeper", "look")  # handled behind the checkpoint that was due
         os.kill(pid_of(server, "keeper"), signal.SIGKILL)
         eventually(lambda: server.status("keeper")["restarts"] == 1, "it was restarted")
         assert server.call("keeper", "look") == [1, True]

@@ -592,3 +592,19 @@ def test_nothing_of_swaps_is_left(own_server: Server) -> None:
         a_round()
     at_rest()
     settled(server, before)
+
+
+def test_the_state_of_a_rollback_that_failed_is_not_given_to_a_later_version(server: Server) -> None:
+    head = "import os\nfrom solo_fast import Service\nclass A(Service):\n"
+    first = head + "    def get_state(self): return {'n': 7}\n    def restore(self, state): raise RuntimeError('no')\n"
+    second = head + "    def code_change(self, old): pass\n    def die(self): os._exit(1)\n"
+    third = head + "    def init(self): self.came = 'fresh'\n    def restore(self, state): self.came = 'restored'\n"
+    third += "    def look(self): return self.came\n    def die(self): os._exit(1)\n"
+    server.deploy("vain", first, limits={"max_restarts": 1})
+    swap(server, "vain", second)
+    server.request("POST", "/services/vain/call/die")
+    eventually(lambda: server.status("vain")["status"] == "gave_up", "it can't go back")
+    swap(server, "vain", third, rollback_window_ms=0)
+    server.request("POST", "/services/vain/call/die")
+    eventually(lambda: server.status("vain")["restarts"] and server.status("vain")["alive"], "it is back")
+    assert server.call("vain", "look") == "fresh"

@@ -167,7 +167,7 @@ class Swaps:
         """
         self._floor.check_open()
         self._store.check_writable()  # before its code runs
-        if service.replacing is not None or service.state == "starting":
+        if service.replacing or service.state == "starting":
             raise AlreadyExists(
                 f"{service.spec.service_id} is just being replaced by somebody else; try again when that is done"
             )
@@ -297,6 +297,8 @@ class Swaps:
             "pid": outcome.process.pid,
             **outcome.examination.for_event(),
         }
+        if service.ended_for_good:  # what its kill has put into the store must not be followed by this
+            raise deploy_failed("it was killed")
         event = outcome.probation.cause = _event(spec, "hot_swap_succeeded", succeeded, started)
         checkpoints, key = self._floor.checkpoints, (spec.tenant, spec.service_id)
         kept: list[Change] = []
