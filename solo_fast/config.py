@@ -82,6 +82,7 @@ KEYS: tuple[Key, ...] = (
     Key("limits.registrations_per_tenant", 10_000, "registrations of one tenant", live=True, per_tenant=True, least=1),
     Key("limits.watchers_per_tenant", 100, "open watch and log streams of one tenant", live=True, per_tenant=True,
         least=1),
+    Key("limits.watchers_total", 10_000, "open watch and log streams of all tenants", live=True, least=1),
     Key("limits.ring_events", 65_536, "events kept in memory for watchers; a power of two", least=16, most=2**24),
     Key("limits.ring_bytes", 64 * MIB, "bytes those events may take; who lags behind reads the store", least=65536),
     Key("limits.log_line_bytes", 65_536, "a log line; a longer one comes in pieces", least=80),
@@ -104,7 +105,8 @@ KEYS: tuple[Key, ...] = (
     Key("security.network_ceiling", "loopback", "the most that a deploy may ask for as its network",
         choices=("none", "loopback", "all"), live=True, per_tenant=True),
     Key("security.limits_ceiling", "none", "whether a deploy may ask for wider limits than its tenant's (none: it may;"
-        " tenant: for narrower ones only)", choices=("none", "tenant"), live=True, per_tenant=True),
+        " tenant: for narrower ones only; its circuit is its own)", choices=("none", "tenant"), live=True,
+        per_tenant=True),
     Key("database.events_db", "events.db", "name of the event database within data_dir"),
     Key("database.keep_events", 0, "events kept, of all tenants; the oldest are pruned behind a checkpoint; 0: all"),
     Key("database.keep_days", 0, "days that events are kept; 0: for ever", most=36_500),

@@ -464,6 +464,7 @@ class Kernel:
             in_flight=self.shedder.in_flight,
             shed=shed["shed"],
             breakers_open=self.supervisor.breakers_open(),
+            watchers=self.operations.watchers,
             descriptors=int(self.pressure.figures["descriptors"].value),
             threads=int(self.pressure.figures["threads"].value),
             loop_lag_ms=self.pressure.figures["loop_lag_ms"].value,

@@ -558,6 +558,7 @@ class MetricsResponse(HealthResponse, kw_only=True):
     shed: int
     shed_by: list[ShedCount] = field(default_factory=list)
     breakers_open: int = 0
+    watchers: int = 0
     descriptors: int = 0
     threads: int = 0
     loop_lag_ms: float = 0.0

@@ -93,15 +93,20 @@ async def admitted(kernel: Kernel, operation: Operation, caller: Caller, request
 async def admitted_stream(
     kernel: Kernel, operation: Operation, caller: Caller, request: Request
 ) -> AsyncGenerator[list[Response], None]:
-    """Run one streaming operation under admission control; the slot is held until the stream ends.
+    """Run one streaming operation under admission control.
 
-    Whoever reads it closes it (`aclose`) on every path, so that the slot is free at once. No latency is reported:
-    how long somebody watches says nothing about the kernel's health.
+    A stream that follows what happens holds no slot: it would take one from the requests of its tenant, and at last of
+    all, for as long as somebody watches. It counts for the rate, and has limits of its own (operations). One that shows
+    what there is holds its slot until it ends, or until whoever reads it closes it (`aclose`), as on every path. No
+    latency is reported: how long somebody reads says nothing about the kernel's health.
 
     Raises:
         SoloError: as `admitted`.
     """
-    slot = _admit(kernel, operation, caller)
+    slot: Slot | None = _admit(kernel, operation, caller)
+    if slot is not None and getattr(request, "follow", True):
+        kernel.shedder.release(slot)
+        slot = None
     try:
         items = getattr(kernel.operations, operation.name)(caller, request)
         try:
@@ -114,4 +119,5 @@ async def admitted_stream(
     except Exception as error:
         raise internal_error(kernel, operation.name, error) from error
     finally:
-        kernel.shedder.release(slot)
+        if slot is not None:
+            kernel.shedder.release(slot)

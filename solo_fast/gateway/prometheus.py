@@ -14,6 +14,7 @@ _FAMILIES = (
     ("solo_calls_total", "counter", "Calls answered by services.", lambda m: m.calls),
     ("solo_in_flight", "gauge", "Requests in flight.", lambda m: m.in_flight),
     ("solo_read_only", "gauge", "1 while the store can't be written.", lambda m: int(m.read_only)),
+    ("solo_watchers", "gauge", "Open watch and log streams.", lambda m: m.watchers),
     ("solo_breakers_open", "gauge", "Services whose circuit is open or half open.", lambda m: m.breakers_open),
     ("solo_threads", "gauge", "Threads of the kernel.", lambda m: m.threads),
     (

@@ -10,7 +10,7 @@ import msgspec
 from solo_fast._ext.registry import Directory
 from solo_fast.config import Config
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, PermissionDenied, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, KernelOverloaded, PermissionDenied, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.operations import ceilings, versions, views
@@ -278,10 +278,18 @@ class Operations(RegistryOperations, StorageOperations):
             async for entries in _mapped(views.log_entry, follow):
                 yield entries
 
+    @property
+    def watchers(self) -> int:
+        """Open watch and log streams of all tenants."""
+        return sum(self._watchers.values())
+
     def _watching(self, tenant: str) -> _Seat:
         limit = self.config.for_tenant(tenant).get("limits.watchers_per_tenant")
         if self._watchers.get(tenant, 0) >= limit:
             raise TenantOverloaded(f"tenant {tenant} has {limit} watchers, its limits.watchers_per_tenant")
+        total = self.config.get("limits.watchers_total")
+        if self.watchers >= total:
+            raise KernelOverloaded(f"the kernel has {total} watchers, its limits.watchers_total", retry_after_ms=1000)
         return _Seat(self._watchers, tenant)
 
     # -- the kernel ----------------------------------------------------------------------------------------------

@@ -18,11 +18,17 @@ AMOUNTS = (
     "log_burst",
     "mailbox_limit",
     "max_in_flight",
+    "max_restarts",
+    "startup_timeout_ms",
+    "shutdown_timeout_ms",
+    "max_seconds",
 )
+"""What costs the host something. A service's circuit is its own affair."""
 ACTIONS = ("memory_action", "cpu_action", "disk_action")
 
 _STRICTER = ("warn", "throttle", "kill")
 _ZERO_IS_ALL = frozenset({"cpu", "log_lines_per_second"})
+_LESS_IS_WIDER = frozenset({"max_seconds"})  # the restarts within it are counted
 
 
 def check(config: Values, limits: Limits) -> None:
@@ -62,4 +68,6 @@ def _over(config: Values, limits: Limits) -> dict[str, Any]:
 def _width(name: str, value: Any) -> float:
     if name in ACTIONS:
         return -_STRICTER.index(value)
+    if name in _LESS_IS_WIDER:
+        return -float(value)
     return float("inf") if value == 0 and name in _ZERO_IS_ALL else float(value)

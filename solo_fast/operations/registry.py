@@ -48,9 +48,14 @@ class RegistryOperations(Uninterrupted):
             raise InvalidRequest(f"version has more than {NAME_CHARACTERS_MAX} characters")
         check_metadata(self.config, "metadata", request.metadata)
         limit = self.config.for_tenant(caller.tenant).get("limits.registrations_per_tenant")
-        if self._directory.count(caller.tenant) + self._registering[caller.tenant] >= limit:
+        full = self._directory.count(caller.tenant) + self._registering[caller.tenant] >= limit
+        if full and not self._is_entered(caller.tenant, request.service_id, request.service_name):
             raise TenantOverloaded(f"tenant {caller.tenant} has {limit} registrations, its registrations_per_tenant")
         return await self._to_the_end(self._register(caller.tenant, request))
+
+    def _is_entered(self, tenant: str, service_id: str, name: str) -> bool:
+        """Whether a registration would take another one's place."""
+        return any(entered.service_id == service_id for entered in self._directory.of_tenant(tenant, name))
 
     async def _register(self, tenant: str, request: m.RegisterServiceRequest) -> m.RegisterServiceResponse:
         """On disk first, then in the directory: what is replaced stands until then, and stays where that fails."""

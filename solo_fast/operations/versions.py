@@ -26,8 +26,12 @@ def deploy_of(request: m.SwapRequest, former: Version) -> m.DeployRequest:
         port=request.port,
         socket=request.socket,
     )
-    if request.format == former.format == "external_binary" and not request.argv:
-        asked.argv, asked.env, asked.port, asked.socket = settings.argv, settings.env, settings.port, settings.socket
+    if request.format == former.format == "external_binary":
+        asked.argv = request.argv or settings.argv
+        asked.env = request.env or settings.env
+        asked.code = request.code or former.source.decode()
+        if not request.port and not request.socket:  # else it speaks there instead
+            asked.port, asked.socket = settings.port, settings.socket
     return asked
 
 

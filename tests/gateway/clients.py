@@ -49,9 +49,23 @@ def stub(server: Server) -> Iterator[Any]:
 
 def in_flight(server: Server) -> int:
     """Requests that hold a slot, as the kernel itself tells."""
+    return metric(server, "in_flight")
+
+
+def metric(server: Server, name: str) -> int:
     status, body, _ = server.request("GET", "/metrics", tenant=None)
     assert status == 200
-    return int(body["in_flight"])
+    return int(body[name])
+
+
+def watchers(server: Server) -> int:
+    """Streams that are open, as the kernel itself tells."""
+    return metric(server, "watchers")
+
+
+def nobody_watches(server: Server) -> None:
+    """Wait until every stream is closed."""
+    eventually(lambda: watchers(server) == 0, "every stream is closed")
 
 
 def settles(server: Server, level: int) -> None:

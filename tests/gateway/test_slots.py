@@ -12,7 +12,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from solo_fast.gateway.wire import solo_pb2 as pb
-from tests.gateway.clients import ECHO, TENANT, EventSource, in_flight, settles, stub
+from tests.gateway.clients import ECHO, TENANT, EventSource, in_flight, nobody_watches, settles, stub, watchers
 from tests.harness import Server, eventually
 
 
@@ -71,7 +71,6 @@ def test_an_rpcs_own_deadline_bounds_the_call(server: Server) -> None:
 
 
 def test_watchers_that_leave(server: Server) -> None:
-    before = in_flight(server)
     sources = [EventSource(server, "/events") for _ in range(10)]
     for source in sources:
         next(source.blocks())
@@ -79,12 +78,12 @@ def test_watchers_that_leave(server: Server) -> None:
         watches = [client.Watch(pb.WatchRequest(), metadata=TENANT) for _ in range(10)]
         for watch in watches:
             watch.initial_metadata()
-        assert in_flight(server) >= before + 20
+        assert watchers(server) == 20
         for source in sources:
             source.close()
         for watch in watches:
             watch.cancel()
-        settles(server, before)
+        nobody_watches(server)
 
 
 def test_errors_give_their_slots_back(server: Server) -> None:

@@ -18,13 +18,18 @@ WIDER = (
     {"memory_action": "warn"},
     {"cpu_action": "warn"},
     {"network": "all"},
+    {"max_restarts": 6},
+    {"max_seconds": 59},
+    {"startup_timeout_ms": 5001},
+    {"shutdown_timeout_ms": 600_000},
 )
 NARROWER = (
     {"max_memory_bytes": 64 << 20},
     {"cpu": 50},
     {"cpu_action": "kill"},
     {"log_lines_per_second": 10, "log_burst": 10},
-    {"max_restarts": 100},
+    {"max_restarts": 0, "max_seconds": 100},
+    {"breaker_failures": 0, "breaker_open_ms": 1},
 )
 
 

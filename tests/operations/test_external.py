@@ -230,3 +230,30 @@ def test_it_comes_back_after_kill_9_and_ends_with_the_kernel(tmp_path: Path) -> 
         pid = own.call("durable", "x")["pid"]
         assert int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[3]) == pid  # a session of its own
         assert sorted(os.listdir(f"/proc/{pid}/fd"), key=int)[:3] == ["0", "1", "2"]
+
+
+def test_a_swap_keeps_what_it_leaves_out(server: Server) -> None:
+    script = "read line < notes.txt; echo $line $AA $BB; exec sleep 60"
+
+    def last_line() -> str:
+        text = server.request("GET", "/logs?service_id=parts&follow=false")[1]
+        lines = [json.loads(line[6:])["line"] for line in text.splitlines() if line.startswith("data: ")]
+        return lines[-1] if lines else ""
+
+    server.deploy(
+        "parts", "first\n", format="external_binary", argv=["/bin/sh", "-c", script], env={"AA": "1"},
+        filename="notes.txt",
+    )  # fmt: skip
+    eventually(lambda: last_line() == "first 1", "it says what it got")
+    for change, told in (
+        ({"env": {"AA": "2", "BB": "3"}}, "first 2 3"),
+        ({"code": "second\n"}, "second 2 3"),
+        ({"argv": ["/bin/sh", "-c", script.replace("echo", "echo new")]}, "new second 2 3"),
+    ):
+        body = {"format": "external_binary", "strategy": "replace", **change}
+        status, answer, _ = server.request("PUT", "/services/parts", body)
+        assert status == 200, answer
+        eventually(lambda told=told: last_line() == told, told)
+    history = server.request("GET", "/services/parts/history")[1]["versions"]
+    assert [version["source_bytes"] for version in history] == [7, 7, 6, 6]
+    server.request("DELETE", "/services/parts?force=true")

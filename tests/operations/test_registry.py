@@ -134,3 +134,11 @@ def test_a_kill_takes_out_what_is_just_being_registered(own_server):
     own_server.stop()
     own_server.start()
     assert listed() == []
+
+
+def test_a_registration_takes_its_own_place_where_there_is_no_other(tmp_path):
+    with Server(tmp_path, SOLO_LIMITS_REGISTRATIONS_PER_TENANT="2") as server:
+        assert [register(server, "full", service_name=name)[0] for name in ("a", "b", "c")] == [201, 201, 429]
+        assert register(server, "full", service_name="a", version="2")[0] == 201
+        assert register(server, "full", service_name="a", service_id="other")[0] == 429
+        assert server.request("GET", "/registry", tenant="full")[1]["total_count"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,8 +14,8 @@ import pytest
 from solo_fast.gateway.wire import solo_pb2 as pb
 from solo_fast.operations.caller import Caller
 from solo_fast.runtime.limits.gauge import resident_bytes
-from tests.gateway.clients import EventSource, in_flight, settles, stub
-from tests.harness import DEADLINE_S, Server, eventually
+from tests.gateway.clients import EventSource, nobody_watches, stub, watchers
+from tests.harness import DEADLINE_S, Server
 from tests.operations.watchers import EVENT_TYPE, SlowReader, read_slowly, subscribe, watch_grpc, watch_sse
 
 EMITTER = f"""
@@ -74,7 +75,7 @@ def test_ten_watchers_see_each_event_once_and_in_order(tmp_path: Path) -> None:
     """A small ring, so that each of them falls back to the store now and then."""
     with Server(tmp_path, SOLO_LIMITS_RING_EVENTS="128") as server:
         check(server, watched_flood(server, 3000, 0.01), 3000)
-        eventually(lambda: in_flight(server) <= 1, "every slot is free")
+        nobody_watches(server)
 
 
 @pytest.mark.slow
@@ -120,7 +121,7 @@ def test_a_client_that_never_reads_holds_no_memory(tmp_path: Path) -> None:
             for sock in stuck:
                 sock.close()
         assert grown < 20 * MIB, f"{grown / MIB:.0f} MiB more for events that nobody read"
-        eventually(lambda: in_flight(server) <= 1, "every slot is free")
+        nobody_watches(server)
 
 
 # -- heartbeats ------------------------------------------------------------------------------------------------------
@@ -134,14 +135,16 @@ def test_a_quiet_stream_shows_that_it_lives(tmp_path: Path) -> None:
 
 def test_a_grpc_client_that_answers_no_heartbeat_is_gone(tmp_path: Path) -> None:
     """Its machine went off: nothing comes from it any more, no end of the connection either."""
-    with Server(tmp_path, SOLO_SOLO_HEARTBEAT_SECONDS="1") as server, Hole(server.grpc_port) as hole:
-        before = in_flight(server)
-        with grpc.insecure_channel(f"127.0.0.1:{hole.port}") as channel:
-            watch = channel.unary_stream("/solo.v1.SoloKernel/Watch")(b"", metadata=(("x-tenant-id", "acme"),))
-            watch.initial_metadata()
-            assert in_flight(server) == before + 1
-            hole.swallow.set()
-            settles(server, before)
+    with (
+        Server(tmp_path, SOLO_SOLO_HEARTBEAT_SECONDS="1") as server,
+        Hole(server.grpc_port) as hole,
+        grpc.insecure_channel(f"127.0.0.1:{hole.port}") as channel,
+    ):
+        watch = channel.unary_stream("/solo.v1.SoloKernel/Watch")(b"", metadata=(("x-tenant-id", "acme"),))
+        watch.initial_metadata()
+        assert watchers(server) == 1
+        hole.swallow.set()
+        nobody_watches(server)
 
 
 class Hole:
@@ -215,3 +218,25 @@ def _events(server: Server, tenant: str) -> list[dict]:
 )
 def test_who_is_on_this_host(peer: str, local: bool) -> None:
     assert Caller(peer=peer).is_local is local
+
+
+def test_who_watches_takes_no_place_from_requests(tmp_path: Path) -> None:
+    with Server(tmp_path, SOLO_LIMITS_MAX_PER_TENANT="5", SOLO_LIMITS_WATCHERS_TOTAL="12") as server:
+        held = []
+        try:
+            for number in range(12):
+                stream = http.client.HTTPConnection(server.host, server.http_port)
+                tenant = "busy" if number < 10 else "other"
+                stream.request("GET", "/events", headers={"x-tenant-id": tenant, "accept": "text/event-stream"})
+                assert stream.getresponse().status == 200
+                held.append(stream)
+            server.deploy("calm", "def f(): return 1", "busy")
+            assert server.call("calm", "f", tenant="busy") == 1
+            status, answer, _ = server.request(
+                "GET", "/events", tenant="third", headers={"accept": "text/event-stream"}
+            )
+            assert (status, answer["error"]) == (503, "overloaded"), answer
+            assert "limits.watchers_total" in answer["message"]
+        finally:
+            for stream in held:
+                stream.close()
