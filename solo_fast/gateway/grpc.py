@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 SERVICE = "solo.v1.SoloKernel"
 
-_SLACK_BYTES = 64 * 1024
-"""What a message's other fields may weigh beside the one that has a limit of its own."""
-
 _STATE_POLL_S = 0.05
 
 _MESSAGE_S = 100e-6
@@ -305,7 +302,8 @@ class GrpcGateway:
         server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", int(get("limits.max_request_bytes"))),
-                ("grpc.max_send_message_length", int(get("limits.max_result_bytes")) + _SLACK_BYTES),
+                # What is sent has bounds of its own (results, pages); one more would end an RPC without a word.
+                ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 # Heartbeats are HTTP/2's own: a client that answers none is gone, and what it held is free.
                 ("grpc.keepalive_time_ms", heartbeat_ms),

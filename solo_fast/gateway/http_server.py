@@ -70,7 +70,7 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more; whether the connection stays open for its answer.
 
-        It may have closed only its half (RFC 9112, section 9.6) or have gone: TCP tells both by the same FIN. What tells
+        It may have closed its half only (RFC 9112, section 9.6) or have gone: TCP tells both by a FIN. What tells
         them apart is writing, because whoever is gone answers with a reset. So who waits for an answer is sent a 100,
         which may stand before any answer (RFC 9110, section 15.2), now and with each sweep. What can't be told apart
         counts as gone: HTTP/1.0 has no 100, and an answer that has begun leaves no place for one; there only bytes that

@@ -334,6 +334,23 @@ def test_values_over_grpc(server: Server, rpc: str, message: Any, word: str) -> 
         assert word in text
 
 
+def test_more_event_types_than_there_are(server: Server) -> None:
+    types = [f"t{number}" for number in range(300_000)]
+    with stub(server) as client:
+        for call, message in (
+            (client.ListEvents, pb.ListEventsRequest(event_types=types)),
+            (lambda m, **how: list(client.Watch(m, **how)), pb.WatchRequest(event_types=types, since_id=0)),
+        ):
+            code, text, trailers = rpc_error(call, message)
+            assert (code, trailers["solo-error"]) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
+            assert "event_types" in text
+            assert "200" in text
+        client.ListEvents(pb.ListEventsRequest(event_types=types[:200]), metadata=TENANT)
+    for query in ("format=json&", ""):
+        answer = server.request("GET", f"/events?{query}event_types={','.join(types[:201])}")
+        refused(answer, 400, "invalid_request", "event_types", "200")
+
+
 def test_bytes_that_are_not_a_message(server: Server) -> None:
     with grpc.insecure_channel(f"{server.host}:{server.grpc_port}") as channel:
         for name in ("Status", "Deploy", "Watch"):
