@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from solo_fast.domain.addresses import authority
 from solo_fast.domain.errors import DeadlineExceeded, InvalidRequest, ShuttingDown, SoloError
 from solo_fast.gateway.admission import FIRST_BYTES_S, admitted, admitted_stream, internal_error
 from solo_fast.gateway.identity import TENANT_HEADER, caller_of, duplicated
@@ -321,7 +322,7 @@ class GrpcGateway:
         reflection.enable_server_reflection(
             (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
         )
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = authority(host, port)
         try:
             bound = server.add_insecure_port(address)
         except RuntimeError:

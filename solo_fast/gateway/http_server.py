@@ -20,6 +20,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from solo_fast.domain.addresses import authority
 from solo_fast.domain.errors import SoloError
 
 BACKLOG = 2048
@@ -238,7 +239,7 @@ class HttpServer:
             listener = _listen(host, port)
         except OSError as error:
             raise SoloError(
-                f"cannot listen on {host}:{port} for REST: {error.strerror or error}; "
+                f"cannot listen on {authority(host, port)} for REST: {error.strerror or error}; "
                 "choose another with --http-port (0: any free one) or --host"
             ) from None
         self._tick()

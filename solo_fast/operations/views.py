@@ -16,7 +16,7 @@ from solo_fast.runtime.service import Service
 from solo_fast.store.lines import LogLine
 
 PAGE_BYTES = 1 << 20
-"""What a page of large entries weighs at most, but for its last one. A gRPC client takes 4 MiB unless told otherwise."""
+"""What a page of large entries weighs at most, but for its last one. A gRPC client takes 4 MiB unless told else."""
 
 _LIMITS = m.ServiceLimits.__struct_fields__
 
