@@ -109,6 +109,22 @@ def test_health_and_metrics_say_how_it_is(own_server):
     assert "solo_services 1" in text
 
 
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+def test_metrics_are_what_they_are_said_to_be(own_server):
+    document = own_server.request("GET", "/openapi.json", tenant=None)[1]
+    promised = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    assert promised.keys() == {"application/json", "text/plain"}
+    for accept in (*promised, PROMETHEUS_3, "application/openmetrics-text"):
+        kind = own_server.request("GET", "/metrics", tenant=None, headers={"accept": accept})[2]["content-type"]
+        assert kind.partition(";")[0] in promised
+        assert accept != PROMETHEUS_3 or kind.startswith("text/plain; version=0.0.4")
+
+
 def test_the_log_can_be_json(tmp_path):
     server = Server(tmp_path, SOLO_SOLO_LOG_FORMAT="json")
     server.start()
