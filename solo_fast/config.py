@@ -215,16 +215,23 @@ class _Source:
     def place(self, *keys: str) -> str:
         """`path:line` of the innermost of nested `keys`; the file alone where it can't be found."""
         line, start = 0, 0
-        for key in keys:
+        for depth, key in enumerate(keys, 1):
             quoted = re.escape(key)
-            table = rf'^\s*\[+\s*(?:[^\]]*\.)?\s*["\']?{quoted}["\']?\s*\]'
             member = rf'^\s*(?:[\w"\'.]+\.)?["\']?{quoted}["\']?\s*[=:]|[{{,]\s*"{quoted}"\s*:'
-            dotted = rf"^\s*\[[^\]]*{quoted}"
-            for number in range(start, len(self._lines)):
-                if any(re.search(pattern, self._lines[number]) for pattern in (table, member, dotted)):
-                    line, start = number + 1, number
-                    break
+            numbers = range(start, len(self._lines))
+            heads = (number for number in numbers if _section(self._lines[number])[:depth] == [*keys[:depth]])
+            members = (number for number in numbers if re.search(member, self._lines[number]))
+            found = next(heads, next(members, None))
+            if found is not None:
+                line, start = found + 1, found
         return f"{self.path}:{line}" if line else self.path
+
+
+def _section(line: str) -> list[str]:
+    """The words between the dots of a section's head; none of another line."""
+    head = re.match(r"\s*\[+([^\]]*)\]", line)
+    words = re.findall(r"""\"([^"]*)"|'([^']*)'|([\w-]+)""", head[1]) if head else []
+    return ["".join(word) for word in words]
 
 
 def _parse(path: str) -> tuple[dict[str, Any], _Source]:
@@ -398,6 +405,10 @@ class Config:
         else:
             self._passing[name] = (value, time.monotonic() + ttl_s)
 
+    def says(self, name: str) -> bool:
+        """Whether somebody has set a key, rather than its default."""
+        return name in self._values
+
     @staticmethod
     def _key(name: str) -> Key:
         key = _BY_NAME.get(name)
@@ -423,6 +434,7 @@ class Config:
         if self.get("limits.max_frame_bytes") < self.get("limits.max_result_bytes") + 65536:
             raise ConfigError("limits.max_frame_bytes must be larger than limits.max_result_bytes by 65536 at least")
         uid_range(self.get("security.uid_range"))
+        program_paths(self.get("security.program_paths"))
         required_layers(self.get("security.require_layers"))
         for view, name in [(self, ""), *((self.for_tenant(tenant), f"tenants.{tenant}: ") for tenant in self._tenants)]:
             network, ceiling = view.get("service.network"), view.get("security.network_ceiling")
@@ -471,6 +483,19 @@ def uid_range(text: str) -> range:
     if not found or not UID_LEAST <= int(found[1]) < int(found[2]) <= UID_MOST:
         raise ConfigError(f"security.uid_range is {text!r}; it is FIRST-LAST, within {UID_LEAST}-{UID_MOST}, or empty")
     return range(int(found[1]), int(found[2]) + 1)
+
+
+def program_paths(text: str) -> list[str]:
+    """The folders in security.program_paths.
+
+    Raises:
+        ConfigError: one is no absolute path.
+    """
+    paths = [path.strip() for path in text.split(",") if path.strip()]
+    for path in paths:
+        if not path.startswith("/"):
+            raise ConfigError(f"security.program_paths: {path!r} is no absolute path; name folders from / on, by comma")
+    return paths
 
 
 def required_layers(text: str) -> list[str]:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo_fast import __version__
-from solo_fast.config import Config, required_layers, uid_range
+from solo_fast.config import Config, program_paths, required_layers, uid_range
+from solo_fast.domain.addresses import authority
 from solo_fast.domain.errors import SoloError
 from solo_fast.telemetry import logs as telemetry_logs
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from solo_fast.runtime.zygote_client import ZygoteClient
 
 UPKEEP_SECONDS = 1.0
+UIDS_BESIDE_POOL = 8
 GATEWAY_GRACE_SECONDS = 0.5
 
 log = logging.getLogger("solo")
@@ -74,15 +76,14 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
         if kernel is not None:
             kernel.supervisor.refill()
 
-    uids = uid_range(config.get("security.uid_range"))
+    uids = _uids(config)
     rooms = Rooms(data_dir / "work", uids[:-1], start=zlib.crc32(bytes(data_dir)))
     try:
         rooms.prepare()  # before the zygote, which mounts it
     except OSError as error:
         raise StartError(f"{data_dir}/work can't be made: {error.strerror}; free space on its disk") from None
     enabled = config.get("security.sandbox") == "on"
-    programs = [path for path in config.get("security.program_paths").split(",") if path]
-    settings = Settings(enabled, str(data_dir / "work"), uids[-1] if uids else 0, programs)
+    settings = Settings(enabled, str(data_dir / "work"), uids[-1] if uids else 0, _programs(config))
     zygote = ZygoteClient(settings, restarted)
     zygote.spawn()
     _raise_descriptor_limit()  # after the zygote: services keep the modest limit
@@ -97,6 +98,31 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(live())
     return 0
+
+
+def _uids(config: Config) -> range:
+    """What security.uid_range gives.
+
+    Raises:
+        StartError: the warm pool alone would take nearly all of them.
+    """
+    uids = uid_range(config.get("security.uid_range"))
+    least = config.get("service.warm_pool") + UIDS_BESIDE_POOL
+    if uids and len(uids) < least and os.geteuid() == 0:
+        raise StartError(
+            f"security.uid_range has {len(uids)} user ids; service.warm_pool ({config.get('service.warm_pool')}) and "
+            f"the first services take {least}: widen the range, lower the pool, or leave the range empty"
+        )
+    return uids
+
+
+def _programs(config: Config) -> list[str]:
+    paths = program_paths(config.get("security.program_paths"))
+    if config.says("security.program_paths"):  # the default has folders that not every host has
+        for path in paths:
+            if not os.path.exists(path):
+                log.warning("security.program_paths: there is no %s on this host; no program is found there", path)
+    return paths
 
 
 @contextlib.contextmanager
@@ -340,7 +366,8 @@ class Kernel:
             try:
                 ports.append(await gateway.start(host, port))
             except (OSError, RuntimeError) as error:
-                raise StartError(f"{key} {host}:{port} can't be opened: {error}; choose another port, or 0") from None
+                where = authority(host, port)
+                raise StartError(f"{key} {where} can't be opened: {error}; choose another port, or 0") from None
             stack.push_async_callback(gateway.stop, GATEWAY_GRACE_SECONDS)
         self.supervisor.opened(tuple(ports))
         return ports[0], ports[1]
@@ -367,7 +394,8 @@ class Kernel:
         notify_service_manager("READY=1")
         host = self.config.get("solo.host")
         print(  # noqa: T201 - the ready line is what `solo serve` prints
-            f"solo: ready grpc={host}:{grpc_port} http=http://{host}:{http_port} pid={os.getpid()}", flush=True
+            f"solo: ready grpc={authority(host, grpc_port)} http=http://{authority(host, http_port)} pid={os.getpid()}",
+            flush=True,
         )
 
     async def _upkeep(self) -> None:

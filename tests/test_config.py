@@ -74,6 +74,10 @@ def test_a_tenant_has_its_own_over_everything(tmp_path):
         ("[tenants.acme]\nmax_restarts = 'x'\n", 2, "tenants.acme.max_restarts"),
         ("[tenants.acme.limits]\nmax_restarts = 3\n", 1, "put its keys right below it"),
         ("\n[tenants.'a b']\nmax_restarts = 3\n", 2, "contains ' '"),
+        ('[tenants.b]\ncpu = 1\n[tenants.a]\ncpu = "x"\n', 4, "tenants.a.cpu"),
+        ('[tenants.big-corp]\ncpu = 1\n[tenants.corp]\ncpu = "x"\n', 4, "tenants.corp.cpu"),
+        ('[tenants.limits]\nburst = 1\n[limits]\nburst = "x"\n', 4, "limits.burst"),
+        ('[tenants.b]\ncpu = 1\n[tenants.cpu]\ncpu = "x"\n', 4, "tenants.cpu.cpu"),
         ("[limits\n", 1, "not TOML"),
     ],
 )
@@ -116,6 +120,7 @@ def test_variables_that_are_wrong():
         ('[security]\nauth = "token"\n', "does not offer yet"),
         ("[limits]\nmax_frame_bytes = 65536\n", "larger than"),
         ('[database]\nevents_db = "../x"\n', "without a slash"),
+        ('[security]\nprogram_paths = "/usr, bin"\n', "security.program_paths: 'bin' is no absolute path"),
     ],
 )
 def test_contradictions(tmp_path, text, words):

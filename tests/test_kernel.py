@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import sqlite3
 import stat
+import subprocess
+from urllib.parse import urlsplit
 
-from tests.harness import Server, eventually
+import pytest
+
+from tests.harness import DEADLINE_S, Server, command, environment, eventually
 
 
 def test_the_ready_line_and_the_port_file_agree(own_server, tmp_path):
@@ -20,6 +25,56 @@ def test_the_ready_line_and_the_port_file_agree(own_server, tmp_path):
     [port_file] = tmp_path.glob("ports-*.json")
     assert json.loads(port_file.read_text()).keys() == {"pid", "grpc", "http"}
     assert own_server.pid == own_server.process.pid
+
+
+@pytest.fixture
+def over_ipv6(tmp_path):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this host has no ::1")
+    server = Server(tmp_path, "--host", "::1")
+    server.host = "::1"
+    with server:
+        yield server
+
+
+def test_an_ipv6_address_stands_in_brackets(over_ipv6):
+    address = urlsplit(re.fullmatch(r"solo: ready grpc=\[::1\]:\d+ http=(\S+) pid=\d+", over_ipv6.ready_line)[1])
+    assert (address.hostname, address.port) == ("::1", over_ipv6.http_port)
+    assert over_ipv6.request("GET", "/events?format=json", tenant=None)[0] == 200  # as somebody on loopback
+    line = [*command(), "list", "--json", "--host", "::1", "--http-port"]
+    shown = subprocess.run([*line, str(over_ipv6.http_port)], capture_output=True, check=True, env=environment())
+    assert json.loads(shown.stdout)["services"] == []
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+        wrong = f"[::1]:{other.getsockname()[1]}"
+    failed = subprocess.run([*line, wrong.rpartition(":")[2]], capture_output=True, text=True, env=environment())
+    assert wrong in json.loads(failed.stderr or failed.stdout)["message"]
+
+
+def refused(tmp_path, **env):
+    """What a kernel says that does not start."""
+    line = [*command(), "serve", "--data-dir", str(tmp_path / "data"), "--grpc-port", "0", "--http-port", "0"]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(**env), timeout=DEADLINE_S)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives user ids")
+def test_user_ids_that_the_pool_alone_would_take(tmp_path):
+    said = refused(tmp_path, SOLO_SECURITY_UID_RANGE="201000-201014")
+    assert "security.uid_range has 15" in said
+    assert "service.warm_pool (8)" in said
+
+
+def test_programs_are_found_in_folders_behind_a_space(tmp_path):
+    with Server(tmp_path, SOLO_SECURITY_PROGRAM_PATHS=" /lib, /lib64, /usr , /bin,/nowhere/at/all") as server:
+        fields = {"service_id": "sleeps", "format": "external_binary", "argv": ["/usr/bin/sleep", "600"]}
+        status, answer, _ = server.request("POST", "/services", fields)
+        assert status == 201, answer
+        assert server.log.count("security.program_paths") == 1
+        assert "there is no /nowhere/at/all" in server.log
 
 
 def test_the_service_manager_is_told(tmp_path):
@@ -52,6 +107,22 @@ def test_health_and_metrics_say_how_it_is(own_server):
     assert metrics["events"] == 3
     text = own_server.request("GET", "/metrics", tenant=None, headers={"accept": "text/plain"})[1]
     assert "solo_services 1" in text
+
+
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+def test_metrics_are_what_they_are_said_to_be(own_server):
+    document = own_server.request("GET", "/openapi.json", tenant=None)[1]
+    promised = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    assert promised.keys() == {"application/json", "text/plain"}
+    for accept in (*promised, PROMETHEUS_3, "application/openmetrics-text"):
+        kind = own_server.request("GET", "/metrics", tenant=None, headers={"accept": accept})[2]["content-type"]
+        assert kind.partition(";")[0] in promised
+        assert accept != PROMETHEUS_3 or kind.startswith("text/plain; version=0.0.4")
 
 
 def test_the_log_can_be_json(tmp_path):

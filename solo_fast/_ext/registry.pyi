@@ -29,6 +29,7 @@ class Registration:
         ttl_s: seconds that a heartbeat renews it for; 0: permanent.
         expires_at: seconds of the directory's clock; inf when permanent.
         replaced: the registration of the same tenant, service and name that this one took the place of.
+        number: counts up with every register, from 1.
     """
 
     @property
@@ -49,6 +50,8 @@ class Registration:
     def expires_at(self) -> float: ...
     @property
     def replaced(self) -> Registration | None: ...
+    @property
+    def number(self) -> int: ...
 
 @final
 class Directory:

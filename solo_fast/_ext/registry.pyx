@@ -204,6 +204,7 @@ cdef class Registration:
         ttl_s: seconds that a heartbeat renews it for; 0: permanent.
         expires_at: seconds of the directory's clock; inf when permanent.
         replaced: the registration of the same tenant, service and name that this one took the place of.
+        number: counts up with every register, from 1.
     """
 
     cdef readonly str handle
@@ -215,7 +216,7 @@ cdef class Registration:
     cdef readonly double ttl_s
     cdef readonly double expires_at
     cdef readonly Registration replaced
-    cdef int64_t _number  # counts up with every register
+    cdef readonly int64_t number
     cdef Py_ssize_t _place
     cdef list _postings
     cdef bint _live
@@ -231,7 +232,7 @@ cdef class Registration:
 
 
 def _number_of(Registration registration not None):
-    return registration._number
+    return registration.number
 
 
 @cython.final
@@ -430,7 +431,7 @@ cdef class Directory:
             if not registration._live:
                 self._dead -= 1
             elif registration.expires_at > <double>entry[0]:  # renewed: also where it is due, others may be before it
-                _heappush(self._heap, (registration.expires_at, registration._number, registration))
+                _heappush(self._heap, (registration.expires_at, registration.number, registration))
             else:
                 self._take_out(registration)
                 self._lapsed.append(registration)
@@ -522,8 +523,8 @@ cdef class Directory:
         registration.ttl_s = ttl_s
         registration.expires_at = INFINITY if ttl_s == 0 else now + (min(left_s, ttl_s) or ttl_s)
         registration.replaced = former
-        registration._number = self._numbers
         self._numbers += 1
+        registration.number = self._numbers
 
         holdings = self._holdings.get(tenant)
         if holdings is None:
@@ -537,7 +538,7 @@ cdef class Directory:
         registration._live = True
         self._count += 1
         if registration.expires_at < INFINITY:
-            _heappush(self._heap, (registration.expires_at, registration._number, registration))
+            _heappush(self._heap, (registration.expires_at, registration.number, registration))
         return registration
 
     cdef int _take_out(self, Registration registration) except -1:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from solo_fast.cli.output import CommandFailed
+from solo_fast.domain.addresses import authority
 from solo_fast.domain.errors import EXIT_CODES, EXIT_UNREACHABLE
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ class Client:
         try:
             answer = json.loads(text)
         except ValueError:
-            problem = f"{self.host}:{self.port} does not answer as Solo does ({response.status} {response.reason})"
+            problem = (
+                f"{authority(self.host, self.port)} does not answer as Solo does ({response.status} {response.reason})"
+            )
             raise CommandFailed(
                 {"error": "unreachable", "message": problem}, EXIT_UNREACHABLE, as_json=self.as_json
             ) from None
@@ -124,7 +127,7 @@ class Client:
     def _unreachable(self, error: Exception) -> CommandFailed:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         message = (
-            f"no server answers at {self.host}:{self.port} ({reason}); start one with `solo serve`, "
+            f"no server answers at {authority(self.host, self.port)} ({reason}); start one with `solo serve`, "
             "or name another with --host and --http-port"
         )
         return CommandFailed({"error": "unreachable", "message": message}, EXIT_UNREACHABLE, as_json=self.as_json)

@@ -89,6 +89,11 @@ def events_command(
         return
     query |= {"since_time": _rfc3339(since_time), "until_time": _rfc3339(until_time), "format": "json", "limit": limit}
     page = client.request("GET", "/events", query=query)
+    while page["events"] and (missing := limit - len(page["events"])):  # a page of large events is cut short
+        following = client.request("GET", "/events", query={**query, "since_id": page["next"], "limit": missing})
+        if not following["events"]:
+            break
+        page = {**following, "events": page["events"] + following["events"]}
     if as_json:
         print_json(page)
         return
@@ -212,7 +217,7 @@ def _pages(client: Client, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
         page = client.request("GET", "/events", query={**query, "limit": PAGE})
         for event in page["events"]:
             yield {name: client.tenant if name == "tenant" else event[name] for name in _COLUMNS}
-        if len(page["events"]) < PAGE:
+        if not page["events"]:
             return
         query = {**query, "since_id": page["next"]}
 

@@ -14,6 +14,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 PageLimit = Annotated[int, Meta(ge=1, le=1000, description="Entries a page.")]
+EVENT_TYPES_MAX = 200
+EventTypes = Annotated[list[str], Meta(max_length=EVENT_TYPES_MAX)]
 Metadata = dict[str, str]
 Moment = Annotated[datetime, Meta(tz=True, description="RFC 3339, with its offset or Z.")]
 Format = Literal["python_source", "elixir_source", "external_binary"]
@@ -369,7 +371,7 @@ class WatchRequest(Request, kw_only=True):
     service_id: str = ""
     include_logs: bool = False
     since_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    event_types: list[str] = field(default_factory=list)
+    event_types: EventTypes = field(default_factory=list)
 
 
 class ListEventsRequest(Request, kw_only=True):
@@ -378,13 +380,14 @@ class ListEventsRequest(Request, kw_only=True):
     since_id: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     limit: PageLimit = 100
     service_id: str = ""
-    event_types: list[str] = field(default_factory=list)
+    event_types: EventTypes = field(default_factory=list)
     since_time: Moment | None = None
     until_time: Moment | None = None
 
 
 class ListEventsResponse(Response, kw_only=True):
-    """`next`: pass as `since_id` for the next page. `oldest_id`: of all events, the oldest that is not pruned."""
+    """`next`: pass as `since_id` for the next page. A page of large events has fewer than `limit`; behind the last one
+    comes an empty one. `oldest_id`: of all events, the oldest that is not pruned."""
 
     events: list[EventView]
     next: int
@@ -428,6 +431,9 @@ class LogEntry(Response, kw_only=True):
 # -- registry ----------------------------------------------------------------------------------------------------
 
 
+RegistrationCursor = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
 class RegisterServiceRequest(Request, kw_only=True):
     service_id: str
     service_name: str
@@ -469,17 +475,29 @@ class DiscoveredService(Response, kw_only=True):
 
 
 class DiscoverServiceRequest(Request, kw_only=True):
+    """`after`: the `next` of the page before."""
+
     service_name: str
     filters: Metadata = field(default_factory=dict)
+    limit: PageLimit = 1000
+    after: RegistrationCursor = 0
 
 
 class DiscoverServiceResponse(Response, kw_only=True):
+    """In the order of registration. `total_count`: on all pages. `next`: pass as `after` for the next page; null on the
+    last one. A page of large metadata has fewer than `limit`. A restart of the kernel counts anew."""
+
     services: list[DiscoveredService]
     total_count: int
+    next: int | None = None
 
 
 class GetServicesRequest(Request, kw_only=True):
+    """`after`: the `next` of the page before."""
+
     service_name: str = ""
+    limit: PageLimit = 1000
+    after: RegistrationCursor = 0
 
 
 class GetServicesResponse(DiscoverServiceResponse, kw_only=True):

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from solo_fast.domain.addresses import authority
 from solo_fast.domain.errors import DeadlineExceeded, InvalidRequest, ShuttingDown, SoloError
 from solo_fast.gateway.admission import FIRST_BYTES_S, admitted, admitted_stream, internal_error
 from solo_fast.gateway.identity import TENANT_HEADER, caller_of, duplicated
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     _Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = "solo.v1.SoloKernel"
-
-_SLACK_BYTES = 64 * 1024
-"""What a message's other fields may weigh beside the one that has a limit of its own."""
 
 _STATE_POLL_S = 0.05
 
@@ -321,7 +319,8 @@ class GrpcGateway:
         server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", int(get("limits.max_request_bytes"))),
-                ("grpc.max_send_message_length", int(get("limits.max_result_bytes")) + _SLACK_BYTES),
+                # What is sent has bounds of its own (results, pages); one more would end an RPC without a word.
+                ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 # Heartbeats are HTTP/2's own: a client that answers none is gone, and what it held is free.
                 ("grpc.keepalive_time_ms", heartbeat_ms),
@@ -339,7 +338,7 @@ class GrpcGateway:
         reflection.enable_server_reflection(
             (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
         )
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = authority(host, port)
         try:
             bound = server.add_insecure_port(address)
         except RuntimeError:

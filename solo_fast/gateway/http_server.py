@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1 protocol on our own listener: no second event loop, no signal handlers, nothing printed.
 
-What is added to it: a client that vanishes cancels its handler at once, silent connections are closed, heads are
-bounded, and what is not HTTP/1.1 is told where it has landed.
+What is added to it: a client that vanishes cancels its handler at once, silent connections are closed, heads and
+trailers are bounded, and what is not HTTP/1.1 is told where it has landed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import select
 import socket
 from collections.abc import Callable
 from email.utils import formatdate
@@ -19,14 +20,22 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from solo_fast.domain.addresses import authority
 from solo_fast.domain.errors import SoloError
 
 BACKLOG = 2048
 MAX_HEAD_BYTES = 64 * 1024
+"""Of a request's line, its headers and its trailers together."""
+
 SILENCE_S = 75.0
 """How long a connection may say nothing while nothing is being worked on for it (nginx's keepalive_timeout)."""
 
 _SWEEP_S = 5
+_PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_PROBE_S = 0.01
+"""How long a probe is given to come back as a reset. On loopback it has come back before the write returns."""
+
+_LINE_BYTES = len(b": \r\n")
 _NOT_HTTP = "this is Solo's REST port, which speaks HTTP/1.1"
 _log = logging.getLogger("solo.http")
 
@@ -38,7 +47,10 @@ class Protocol(HttpToolsProtocol):
     task: asyncio.Task[None] | None = None
     running: RequestResponseCycle  # the one that `task` answers; `cycle` may be a later, pipelined one
     heard_at = 0.0
-    _head_bytes = 0
+    _half_closed = False
+    _head_bytes = 0  # lines of the head and the trailers that are complete
+    _line_bytes = -1  # what has come of the line after those since it began; -1: no line of a head or trailer is due
+    _head_complete = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -56,9 +68,45 @@ class Protocol(HttpToolsProtocol):
             self.running.disconnected = True
             self.task.cancel(why)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more; whether the connection stays open for its answer.
+
+        It may have closed its half only (RFC 9112, section 9.6) or have gone: TCP tells both by a FIN. What tells
+        them apart is writing, because whoever is gone answers with a reset. So who waits for an answer is sent a 100,
+        which may stand before any answer (RFC 9110, section 15.2), now and with each sweep. What can't be told apart
+        counts as gone: HTTP/1.0 has no 100, and an answer that has begun leaves no place for one; there only bytes that
+        are still to be sent find out, and a stream that waits for its next event has none.
+        """
+        if self.transport.is_closing() or not self.works:
+            return False
+        self._half_closed = True
+        self.cycle.keep_alive = False  # of the last request that came; it closes the connection when it is answered
+        if self.running.response_started:
+            return bool(self.transport.get_write_buffer_size())
+        if self.running.scope["http_version"] != "1.1":
+            return False
+        self._probe()
+        return True
+
+    def _probe(self) -> None:
+        self.transport.write(_PROBE)
+        self.loop.call_later(_PROBE_S, self.look_after)
+
+    def look_after(self, *, again: bool = False) -> None:
+        """Drop a client that has closed its half and answered a probe with a reset: nobody reads from it any more, so
+        the loop would not notice. `again`: else send it another probe."""
+        if not self._half_closed or self.transport.is_closing():
+            return
+        if _is_reset(self.transport.get_extra_info("socket")):
+            self.transport.abort()
+        elif again and self.works and not self.running.response_started:
+            self._probe()
+
     def data_received(self, data: bytes) -> None:
         if not self.discards:
             self.heard_at = self.loop.time()
+        if self._line_bytes >= 0:
+            self._line_bytes += len(data)  # a line that ends or begins in this data starts again at 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -67,10 +115,8 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.refuse(400, "invalid_request", _problem(data))
             return
-        if self._head_bytes:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.refuse(431, "invalid_request", f"the request's head is over {MAX_HEAD_BYTES} bytes")
+        if self._head_bytes + self._line_bytes > MAX_HEAD_BYTES:
+            self.refuse(431, "invalid_request", f"the request's head and trailers are over {MAX_HEAD_BYTES} bytes")
 
     @property
     def discards(self) -> bool:
@@ -83,14 +129,35 @@ class Protocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
     def on_message_begin(self) -> None:
-        self._head_bytes = 1
+        self._head_bytes = self._line_bytes = 0
+        self._head_complete = False
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        self._head_bytes += len(url)
+        self._line_bytes = 0
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value) + _LINE_BYTES
+        self._line_bytes = 0
+        if not self._head_complete:  # a trailer is no header: nothing here wants one, and none may pass for one
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._head_bytes = 0
+        self._line_bytes = -1
+        self._head_complete = True
         super().on_headers_complete()
 
+    def on_chunk_header(self) -> None:
+        self._line_bytes = 0  # after the last chunk the trailers follow; after any other its data, which says so
+
+    def on_body(self, body: bytes) -> None:
+        self._line_bytes = -1
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._line_bytes = -1
         super().on_message_complete()
         self.cycle.more_body = False
 
@@ -114,11 +181,26 @@ class Protocol(HttpToolsProtocol):
 
     def refuse(self, status: int, code: str, message: str) -> None:
         """Answer what can't be parsed, and close. In the middle of another answer there is only closing."""
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(self.config.app.refusal(status, code, message))  # type: ignore[union-attr]
-        else:
+        answerable = self._answerable
+        if self.cycle is not None and not self.cycle.response_complete:
             self._abandon("client sent garbage")
+        if answerable:
+            self.transport.write(self.config.app.refusal(status, code, message))  # type: ignore[union-attr]
         self.transport.close()
+
+    @property
+    def _answerable(self) -> bool:
+        """Whether an answer now would be taken for that to the request that is coming in."""
+        cycle = self.cycle
+        if cycle is None or not cycle.more_body:
+            return cycle is None or cycle.response_complete  # what comes in has no cycle yet
+        return cycle is self.running and not cycle.response_started
+
+
+def _is_reset(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection.fileno(), 0)
+    return bool(poll.poll(0))  # of what is not asked for, only POLLERR and POLLHUP come
 
 
 def _problem(data: bytes) -> str:
@@ -157,7 +239,7 @@ class HttpServer:
             listener = _listen(host, port)
         except OSError as error:
             raise SoloError(
-                f"cannot listen on {host}:{port} for REST: {error.strerror or error}; "
+                f"cannot listen on {authority(host, port)} for REST: {error.strerror or error}; "
                 "choose another with --http-port (0: any free one) or --host"
             ) from None
         self._tick()
@@ -182,7 +264,9 @@ class HttpServer:
             if seconds % _SWEEP_S == 0:
                 oldest = loop.time() - SILENCE_S
                 for connection in list(self._state.connections):
-                    if isinstance(connection, Protocol) and connection.heard_at < oldest and not connection.works:
+                    assert isinstance(connection, Protocol)
+                    connection.look_after(again=True)
+                    if connection.heard_at < oldest and not connection.works:
                         connection.transport.close()
 
     async def stop(self, grace_s: float) -> None:

@@ -86,7 +86,13 @@ class InsideGateway:
             request.service_id = caller.service_id
         if row.name == "call" and request.service_id == caller.service_id:
             _check_self_call(service)
-        return _RESULTS[row.name](await admitted(self._kernel, row, caller, request))
+        response = await admitted(self._kernel, row, caller, request)
+        while row.name == "discover" and response.next is not None:  # a service gets all pages as one
+            request.after = response.next
+            following = await admitted(self._kernel, row, caller, request)
+            response.services += following.services
+            response.next = following.next
+        return _RESULTS[row.name](response)
 
     async def _emit(self, caller: Caller, asked: Emission) -> bytes:
         limit, size = self._kernel.config.get("limits.event_payload_bytes"), len(asked.payload)

@@ -34,6 +34,9 @@ def openapi_document() -> _Json:
     types = {row.operation.response for row in rows} | {row.operation.request for row in rows if row.json}
     named = sorted({*types, m.ErrorBody}, key=lambda struct: struct.__name__)
     _, components = msgspec.json.schema_components(named, ref_template=_TEMPLATE)
+    for row in rows:
+        if row.json:
+            _without_path(components[row.operation.request.__name__], row)
     paths: _Json = {}
     templates = _templates(rows)
     for row in rows:
@@ -52,6 +55,13 @@ def openapi_document() -> _Json:
         "paths": paths,
         "components": {"schemas": dict(sorted(components.items()))},
     }
+
+
+def _without_path(schema: _Json, row: Row) -> None:
+    """What the path says the body need not say again."""
+    schema["required"] = [name for name in schema.get("required", ()) if name not in row.path_names]
+    if not schema["required"]:
+        del schema["required"]
 
 
 def _tag(operation: Operation) -> str:
@@ -90,7 +100,10 @@ def _operation(row: Row, template: str) -> _Json:
     }
     if row.json:
         made["requestBody"] = {
-            "required": any(field.required for field in msgspec.structs.fields(operation.request)),
+            "required": any(
+                field.required and field.name not in row.path_names
+                for field in msgspec.structs.fields(operation.request)
+            ),
             "content": {_JSON: {"schema": _reference(operation.request)}},
         }
     elif row.raw:
@@ -191,19 +204,20 @@ def _failures(operation: Operation) -> _Json:
             "content": {_JSON: {"schema": _reference(m.ErrorBody)}},
         }
         if status in (429, 503):
-            made[str(status)]["headers"] = {
-                "Retry-After": {"description": "Seconds until a retry has a chance.", "schema": {"type": "integer"}}
-            }
+            about = "Where waiting helps: seconds until a retry has a chance."
+            made[str(status)]["headers"] = {"Retry-After": {"description": about, "schema": {"type": "integer"}}}
     return made
 
 
 def _merged(one: _Json, other: _Json) -> _Json:
     """Two rows that share path and method (a query parameter tells them apart) as the one that OpenAPI allows."""
-    parameters = {(p["in"], p["name"]): p for p in [*one["parameters"], *other["parameters"]]}
+    first_ones, others = ({(p["in"], p["name"]): p for p in row["parameters"]} for row in (one, other))
+    parameters = {**first_ones, **others}
     for key, parameter in parameters.items():
-        shared = all(key in {(p["in"], p["name"]) for p in row["parameters"]} for row in (one, other))
-        if not shared:
+        if key not in first_ones or key not in others:
             parameters[key] = {**parameter, "required": False}
+        elif parameter != first_ones[key]:
+            parameters[key] = _either(first_ones[key], parameter, other["operationId"])
     responses = {**other["responses"], **one["responses"]}
     for status in one["responses"].keys() & other["responses"].keys():
         first, second = one["responses"][status], other["responses"][status]
@@ -220,6 +234,17 @@ def _merged(one: _Json, other: _Json) -> _Json:
         "description": " ".join(row["description"] for row in operations),
         "parameters": list(parameters.values()),
         "responses": responses,
+    }
+
+
+def _either(one: _Json, other: _Json, operation_id: str) -> _Json:
+    """A parameter that two rows know differently: as the first one has it, and what the other makes of its absence."""
+    schema = {name: value for name, value in one["schema"].items() if name != "default"}
+    default = other["schema"].get("default")
+    return {
+        **one,
+        "schema": schema,
+        "description": f"Left out: {default} for `{operation_id}`, no value for the other.",
     }
 
 

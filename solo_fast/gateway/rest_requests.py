@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
@@ -45,7 +45,7 @@ class Row:
         self.query_fields = frozenset() if self.json else frozenset(fields) - taken
         self.when = dict(http.when)
         self._type: Any = operation.request
-        self._lists = {name for name, field in fields.items() if field.type == list[str]}
+        self._lists = {name for name, field in fields.items() if _plain_type(field.type) == list[str]}
         self._flags = {name for name, field in fields.items() if field.type is bool}
         self._names = {field: name for name, field in http.headers.items()}
         # A row whose only mandatory fields are plain strings in the path needs no checks when nothing else is sent.
@@ -113,6 +113,11 @@ class Row:
             f"{name} is not a query parameter of {self.http.method} {self.http.path}; it takes: {known}",
             details={"field": name},
         )
+
+
+def _plain_type(kind: Any) -> Any:
+    """A field's type without what bounds it."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def parse_query(query: bytes) -> list[tuple[str, str]]:

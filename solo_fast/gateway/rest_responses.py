@@ -48,8 +48,7 @@ def _rate_limit(error: TenantOverloaded) -> list[tuple[bytes, bytes]]:
 
 RENDERERS: Mapping[type[m.Response], Mapping[str, tuple[bytes, Callable[[Any], bytes]]]] = {
     m.MetricsResponse: {
-        "text/plain": (PROMETHEUS_TYPE, prometheus_text),
-        "application/openmetrics-text": (PROMETHEUS_TYPE, prometheus_text),
+        "text/plain": (PROMETHEUS_TYPE, prometheus_text),  # Prometheus takes it where there is no OpenMetrics
     },
 }
 """Responses that have another form than JSON: by media type, how it is written."""

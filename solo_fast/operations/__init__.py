@@ -260,6 +260,7 @@ class Operations(RegistryOperations, StorageOperations):
             request.event_types,
             since_ms=views.epoch_ms(request.since_time),
             until_ms=views.epoch_ms(request.until_time),
+            bytes_max=views.PAGE_BYTES,
         )
         return m.ListEventsResponse(
             events=[views.event_view(event) for event in page],

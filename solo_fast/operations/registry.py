@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,16 +15,17 @@ from solo_fast.domain import messages as m
 from solo_fast.domain.errors import InvalidRequest, NotFound, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
-from solo_fast.operations import views
 from solo_fast.operations.caller import Caller
 from solo_fast.operations.deploys import check_metadata
 from solo_fast.operations.uninterrupted import Uninterrupted
+from solo_fast.operations.views import PAGE_BYTES, discovered
 from solo_fast.runtime.supervisor import Supervisor
 from solo_fast.store.database import StoreUnavailable
 from solo_fast.store.desired import PutRegistration, RegistrationRow, RemoveRegistration, RenewRegistration
 from solo_fast.store.eventstore import EventStore
 
 NAME_CHARACTERS_MAX = 128
+ENTRY_BYTES = 300  # of a registration in an answer, beside its texts
 
 Found = list[m.DiscoveredService]
 
@@ -144,20 +146,41 @@ class RegistryOperations(Uninterrupted):
     async def discover(self, caller: Caller, request: m.DiscoverServiceRequest) -> m.DiscoverServiceResponse:
         _check_name("service_name", request.service_name)
         found = self._directory.discover(caller.tenant, request.service_name, request.filters)
-        return m.DiscoverServiceResponse(services=self._shown(found), total_count=len(found))
+        page, following = _page(found, request.after, request.limit)
+        return m.DiscoverServiceResponse(services=self._shown(page), total_count=len(found), next=following)
 
     async def services(self, caller: Caller, request: m.GetServicesRequest) -> m.GetServicesResponse:
         found = self._directory.of_tenant(caller.tenant, request.service_name or None)
-        return m.GetServicesResponse(services=self._shown(found), total_count=len(found))
+        page, following = _page(found, request.after, request.limit)
+        return m.GetServicesResponse(services=self._shown(page), total_count=len(found), next=following)
 
     def _shown(self, registrations: Sequence[Registration]) -> Found:
-        return [views.discovered(r, self._supervisor.services) for r in registrations]
+        return [discovered(r, self._supervisor.services) for r in registrations]
 
     def _leave_registry(self, tenant: str, service_id: str, killed: Event) -> Sequence[Event]:
         """Take all that a service has registered out; the events that tell of it."""
         self._underway.pop((tenant, service_id), None)
         gone = self._directory.remove_service(tenant, service_id)
         return [_unregistered(registration, "killed", killed) for registration in gone]
+
+
+def _page(found: Sequence[Registration], after: int, limit: int) -> tuple[Sequence[Registration], int | None]:
+    """The page of `found` behind the registration numbered `after`, and where the next one begins; None: there is none.
+
+    One registration at least, up to `limit`, and no more than one beyond PAGE_BYTES.
+    """
+    start = bisect_right(found, after, key=lambda registration: registration.number) if after else 0
+    end, size = start, 0
+    while end < len(found) and end - start < limit and size < PAGE_BYTES:
+        size += _weight(found[end])
+        end += 1
+    return found[start:end], found[end - 1].number if end < len(found) else None
+
+
+def _weight(registration: Registration) -> int:
+    """About its bytes in an answer, rather too many."""
+    texts = [registration.name, registration.version, *registration.metadata, *registration.metadata.values()]
+    return ENTRY_BYTES + sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
 
 
 def _check_name(field: str, name: str) -> None:

@@ -15,6 +15,9 @@ from solo_fast.domain.layers import LayerReport, holding
 from solo_fast.runtime.service import Service
 from solo_fast.store.lines import LogLine
 
+PAGE_BYTES = 1 << 20
+"""What a page of large entries weighs at most, but for its last one. A gRPC client takes 4 MiB unless told else."""
+
 _LIMITS = m.ServiceLimits.__struct_fields__
 
 

@@ -24,6 +24,9 @@ REFILL_AFTER_S = 0.005
 is still waiting for its deploy to be written down and answered."""
 
 SETTLE_SECONDS_MAX = 10.0
+REST_S = 1.0
+"""How long no more are settled after one that could not be: the reason (a full disk, no user id) stays for a while."""
+
 UNSETTLED_SHARE = 4  # one in so many, rounded up
 
 log = logging.getLogger("solo.pool")
@@ -78,6 +81,7 @@ class WarmPool:
         self._settling: dict[asyncio.Task[None], Process] = {}
         self._refilling: asyncio.Task[None] | None = None
         self._unclaimed: set[asyncio.Task[Process]] = set()  # forks whose taker went away
+        self._resting: asyncio.TimerHandle | None = None
         self._closing = False
         self.paused = False
 
@@ -139,7 +143,8 @@ class WarmPool:
     @property
     def _wanting(self) -> bool:
         settled = len(self._settled) + len(self._settling)
-        missing = len(self._blanks) < self._unsettled_size or settled < self._settled_size
+        unsettled = self._resting is None and settled < self._settled_size
+        missing = len(self._blanks) < self._unsettled_size or unsettled
         return missing and not self._closing and not self.paused
 
     async def _refill(self) -> None:
@@ -173,12 +178,20 @@ class WarmPool:
                 self._leave_room(room)
             if not isinstance(error, SoloError):
                 raise
-            log.error("a blank can't be settled: %s", error)
+            if self._resting is None:
+                log.error("a blank can't be settled: %s", error)
+                self._resting = asyncio.get_running_loop().call_later(REST_S, self._rested)
         else:
             self._settled.append(Settled(process, room))
 
+    def _rested(self) -> None:
+        self._resting = None
+        self.refill()
+
     async def close(self) -> None:
         self._closing = True
+        if self._resting is not None:
+            self._resting.cancel()
         if self._refilling is not None:
             self._refilling.cancel()
             await asyncio.wait([self._refilling])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from solo_fast.domain.errors import InternalError
+from solo_fast.domain.errors import InternalError, KernelOverloaded
 from solo_fast.store.database import StoreUnavailable
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -65,7 +65,8 @@ class Rooms:
         """A fresh one each time, so that a service that is still ending never shares it with its successor.
 
         Raises:
-            StoreUnavailable: the disk is full. InternalError: the directory can't be made, or all user ids are taken.
+            StoreUnavailable: the disk is full. KernelOverloaded: all user ids are taken. InternalError: the directory
+                can't be made.
         """
         room = Room(self._path(tenant, service_id), self.take_uid())
         try:
@@ -126,12 +127,14 @@ class Rooms:
         """A user id that no service has, and, as long as there are others, none has had lately; 0: none are given out.
 
         Raises:
-            InternalError: all are taken.
+            KernelOverloaded: all are taken.
         """
         if not self.gives_uids:
             return 0
         if len(self._taken) == len(self._uids):
-            raise InternalError(f"all {len(self._uids)} user ids of security.uid_range are taken; widen the range")
+            raise KernelOverloaded(
+                f"all {len(self._uids)} user ids of security.uid_range are taken; kill services or widen the range"
+            )
         while self._uids[self._next] in self._taken:
             self._next = (self._next + 1) % len(self._uids)
         uid = self._uids[self._next]

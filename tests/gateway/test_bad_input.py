@@ -231,6 +231,39 @@ def test_an_http_client_on_the_grpc_port(server: Server) -> None:
         assert client.Metrics(pb.MetricsRequest()).status == "healthy"
 
 
+CHUNKED = (
+    b"POST /services/trailed/call/say HTTP/1.1\r\nhost: x\r\nx-tenant-id: acme\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"2\r\n{}\r\n0\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "trailers", [b"".join(b"x-t%d: %b\r\n" % (n, b"y" * 1000) for n in range(70)), b"x-t: " + b"y" * 200_000]
+)
+def test_trailers_are_bounded_as_heads_are(server: Server, trailers: bytes) -> None:
+    server.deploy("trailed", ECHO, replace=True)
+    status, headers, body = split(raw(server.http_port, CHUNKED + trailers))
+    assert (status, headers["connection"]) == (431, "close")
+    refused((status, body, {}), 431, "invalid_request", "trailers")
+    done = raw(server.http_port, CHUNKED.replace(b"/services/trailed", b"/nothing") + trailers)
+    assert done.count(b"HTTP/1.1 ") == 1  # an answer was there already, or it is the refusal; there are never two
+
+
+def test_trailers_are_no_headers(server: Server) -> None:
+    server.deploy("trailed", ECHO, replace=True)
+    answer = raw(server.http_port, CHUNKED + b"x-tenant-id: other\r\nx-timeout-ms: none\r\n\r\n", until=b"}")
+    assert split(answer)[::2] == (200, {"result": ""})
+
+
+def test_a_small_head_behind_a_large_body(server: Server) -> None:
+    server.deploy("trailed", ECHO, replace=True)
+    body = json.dumps(["x" * 300_000]).encode()
+    head = b"POST /services/trailed/call/say HTTP/1.1\r\nhost: x\r\nx-tenant-id: acme\r\ncontent-length: %d\r\n"
+    request = head % len(body) + b"\r\n" + body
+    answers = raw(server.http_port, request + request.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+
+
 def test_a_client_that_stops_in_the_middle(server: Server) -> None:
     for part in (b"GE", b"GET / HTTP/1.1\r\nhost", b"POST /check HTTP/1.1\r\ncontent-length: 100\r\n\r\n{"):
         with socket.create_connection((server.host, server.http_port)) as sock:
@@ -299,6 +332,23 @@ def test_values_over_grpc(server: Server, rpc: str, message: Any, word: str) -> 
         code, text, trailers = rpc_error(getattr(client, rpc), message)
         assert (code, trailers["solo-error"]) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
         assert word in text
+
+
+def test_more_event_types_than_there_are(server: Server) -> None:
+    types = [f"t{number}" for number in range(300_000)]
+    with stub(server) as client:
+        for call, message in (
+            (client.ListEvents, pb.ListEventsRequest(event_types=types)),
+            (lambda m, **how: list(client.Watch(m, **how)), pb.WatchRequest(event_types=types, since_id=0)),
+        ):
+            code, text, trailers = rpc_error(call, message)
+            assert (code, trailers["solo-error"]) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request")
+            assert "event_types" in text
+            assert "200" in text
+        client.ListEvents(pb.ListEventsRequest(event_types=types[:200]), metadata=TENANT)
+    for query in ("format=json&", ""):
+        answer = server.request("GET", f"/events?{query}event_types={','.join(types[:201])}")
+        refused(answer, 400, "invalid_request", "event_types", "200")
 
 
 def test_bytes_that_are_not_a_message(server: Server) -> None:

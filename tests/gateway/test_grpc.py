@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +19,45 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from solo_fast.gateway.wire import solo_pb2 as pb
 from tests.gateway.clients import ECHO, TENANT, stub
 from tests.gateway.test_rest import COUNTER
-from tests.harness import Server, eventually
+from tests.harness import Server, command, environment, eventually
+
+EMITS = """
+from solo_fast import Service
+
+class Emits(Service):
+    async def go(self, count):
+        for number in range(count):
+            await self.solo.emit("my.event", {"number": number, "text": "x" * 60_000})
+"""
+
+
+def solo(server: Server, *arguments: str) -> str:
+    """What the command prints."""
+    line = [*command(), *arguments, "--http-port", str(server.http_port), "--tenant", "acme"]
+    return subprocess.run(line, capture_output=True, text=True, check=True, env=environment()).stdout
+
+
+def test_pages_of_large_events(server: Server) -> None:
+    server.deploy("emits", EMITS)
+    server.call("emits", "go", [160])
+    found: list[int] = []
+    page, pages = pb.ListEventsResponse(), 0
+    with stub(server) as client:  # grpcio's own, that takes 4 MiB
+        while pages == 0 or page.events:
+            request = pb.ListEventsRequest(since_id=page.next, limit=1000, event_types=["my.event"])
+            page = client.ListEvents(request, metadata=TENANT)
+            found += [json.loads(event.payload)["number"] for event in page.events]
+            pages += 1
+    assert found == list(range(160))
+    assert pages > 3
+    status, answer, _ = server.request("GET", "/events?format=json&limit=1000&event_types=my.event")
+    assert status == 200
+    assert 0 < len(answer["events"]) < 160
+    page_of_150 = json.loads(solo(server, "events", "--type", "my.event", "--limit", "150", "--json"))["events"]
+    assert [event["payload"]["number"] for event in page_of_150] == found[:150]
+    exported = solo(server, "events", "export", "--type", "my.event").splitlines()
+    assert [json.loads(line)["payload"]["number"] for line in exported] == found
+    assert "Traceback" not in server.log
 
 
 def test_the_nine_first_rpcs(server: Server) -> None:

@@ -87,6 +87,32 @@ def test_streams_are_event_streams(path: str) -> None:
     assert "text/event-stream" in DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]
 
 
+def test_where_two_rows_share_a_path_no_default_is_anothers() -> None:
+    [since] = [p for p in DOCUMENT["paths"]["/events"]["get"]["parameters"] if p["name"] == "since_id"]
+    assert "default" not in json.dumps(since["schema"])
+    assert "0 for `events`" in since["description"]
+    assert since["required"] is False
+    [limit] = [p for p in DOCUMENT["paths"]["/events"]["get"]["parameters"] if p["name"] == "limit"]
+    assert limit["schema"]["default"] == 100
+
+
+def test_what_the_path_says_no_body_must_say() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    for path, _, operation in operations():
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+        schema = schemas.get(body.get("$ref", "").rsplit("/", 1)[-1], {})
+        assert not set(schema.get("required", ())) & set(re.findall(r"\{(\w+)\}", path)), path
+    assert DOCUMENT["paths"]["/services/{service_id}"]["put"]["requestBody"]["required"] is False
+    assert schemas["DeployRequest"]["required"] == ["service_id"]
+
+
+def test_only_those_whom_waiting_helps_are_told_for_how_long() -> None:
+    for _, _, operation in operations():
+        for status in operation["responses"].keys() & {"429", "503"}:
+            for header in operation["responses"][status].get("headers", {}).values():
+                assert header["description"].startswith("Where waiting helps")
+
+
 class Outline(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

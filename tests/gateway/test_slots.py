@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import threading
@@ -13,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from solo_fast.gateway.wire import solo_pb2 as pb
 from tests.gateway.clients import ECHO, TENANT, EventSource, in_flight, nobody_watches, settles, stub, watchers
-from tests.harness import Server, eventually
+from tests.harness import DEADLINE_S, Server, eventually
 
 
 def retry_delay_ms(error: Any) -> int:
@@ -42,6 +43,45 @@ def test_clients_that_vanish_in_mid_call_over_rest(server: Server) -> None:
         client.close()
     settles(server, before)
     assert server.call("gone", "say", ["still here"]) == "still here"
+    assert "Traceback" not in server.log
+
+
+def test_a_client_that_closes_its_half_is_answered(server: Server) -> None:
+    server.deploy("half", ECHO)
+    connection = http.client.HTTPConnection(server.host, server.http_port, timeout=DEADLINE_S)
+    connection.request("POST", "/services/half/call/nap", b"[0.5]", {"x-tenant-id": "acme"})
+    connection.sock.shutdown(socket.SHUT_WR)
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())) == (200, {"result": "rested"})
+    assert response.headers["connection"] == "close"
+    connection.close()
+
+
+def test_all_requests_ahead_of_a_half_close_are_answered(server: Server) -> None:
+    server.deploy("halves", ECHO)
+    head = b"POST /services/halves/call/nap HTTP/1.1\r\nhost: x\r\nx-tenant-id: acme\r\ncontent-length: 5\r\n\r\n"
+    with socket.create_connection((server.host, server.http_port), DEADLINE_S) as sock:
+        sock.sendall((head + b"[0.2]") * 2)
+        sock.shutdown(socket.SHUT_WR)
+        received = b""
+        while part := sock.recv(65536):
+            received += part
+    assert received.count(b"HTTP/1.1 200 OK") == received.count(b'{"result":"rested"}') == 2
+    assert received.count(b"connection: close") == 1
+
+
+def test_clients_that_close_their_half_and_then_vanish(server: Server) -> None:
+    server.deploy("half-gone", ECHO)
+    before = in_flight(server)
+    clients = [half_a_call(server, "half-gone") for _ in range(5)]
+    for client in clients:
+        client.shutdown(socket.SHUT_WR)
+    for client in clients:
+        assert client.recv(1)  # the kernel has seen it, and goes on
+    assert in_flight(server) >= before + 5
+    for client in clients:
+        client.close()
+    settles(server, before)
     assert "Traceback" not in server.log
 
 

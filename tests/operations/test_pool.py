@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
 import socket
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,31 @@ def test_blanks_that_were_killed_are_replaced_and_their_rooms_go(own_server: Ser
     own_server.deploy("second", WHERE)
     assert own_server.call("second", "where")["id"] == "second"
     eventually(lambda: len(hidden()) == 6 and not hidden() & before, "others have taken their place")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives user ids")
+def test_when_all_user_ids_are_taken(tmp_path: Path) -> None:
+    env = {"SOLO_SECURITY_UID_RANGE": "201000-201011", "SOLO_SERVICE_WARM_POOL": "4", "SOLO_SOLO_LOG_FORMAT": "json"}
+
+    def unsettled() -> list[float]:
+        lines = [json.loads(line) for line in server.log.splitlines()]
+        failures = [line for line in lines if "can't be settled" in line["message"]]
+        return [datetime.fromisoformat(line["time"]).timestamp() for line in failures]
+
+    with Server(tmp_path, **env) as server:
+        for number in range(12):
+            body = {"service_id": f"one-{number}", "code": WHERE}
+            status, answer, _ = server.request("POST", "/services", body)
+            if status != 201:
+                break
+        assert (status, answer["error"]) == (503, "overloaded"), answer
+        assert "user ids of security.uid_range are taken; kill services or widen the range" in answer["message"]
+        eventually(lambda: len(unsettled()) >= 3, "the pool goes on trying")
+        times = unsettled()
+        assert all(after - before > 0.9 for before, after in itertools.pairwise(times))  # the pool's own rest
+        assert server.request("DELETE", "/services/one-0?force")[0] == 202
+        eventually(lambda: server.request("POST", "/services", body)[0] == 201, "there is a user id again")
+        assert "Traceback" not in server.log
 
 
 def test_no_blank_reaches_the_kernels_ports_where_loopback_is_usual(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from solo_fast.gateway.wire import solo_pb2 as pb
+from tests.gateway.clients import stub
 from tests.harness import ROOT, Server, eventually
 
 COUNTER = (ROOT / "examples" / "counter.py").read_text()
@@ -65,7 +67,7 @@ def test_unregister_and_list(server):
     assert server.request("DELETE", f"/registry/{handle}", tenant="other")[0] == 404
     assert server.request("DELETE", f"/registry/{handle}", tenant="lists")[1]["unregistered"]
     assert server.request("DELETE", f"/registry/{handle}", tenant="lists")[0] == 404
-    assert server.request("GET", "/registry", tenant="lists")[1] == {"services": [], "total_count": 0}
+    assert server.request("GET", "/registry", tenant="lists")[1] == {"services": [], "total_count": 0, "next": None}
 
 
 def test_registering_again_replaces(server):
@@ -111,6 +113,83 @@ def test_registrations_are_limited(tmp_path):
     with Server(tmp_path, SOLO_LIMITS_REGISTRATIONS_PER_TENANT="2") as server:
         statuses = [register(server, "acme", service_id=f"s{n}")[0] for n in range(3)]
         assert statuses == [201, 201, 429]
+
+
+def large(number):
+    return {f"{key:03}": f"{number:03}" + "é" * 253 for key in range(64)}
+
+
+@pytest.fixture(scope="module")
+def crowded(server):
+    """A tenant with so many and so large registrations that they don't fit into one gRPC message."""
+    server.deploy("asks", ASKS, tenant="crowded")
+    with stub(server) as client:
+        for number in range(300):
+            request = pb.RegisterServiceRequest(service_id=f"s{number}", service_name="n", metadata=large(number))
+            client.RegisterService(request, metadata=CROWDED)
+    return server
+
+
+CROWDED = (("x-tenant-id", "crowded"),)
+EVERYBODY = [f"s{number}" for number in range(300)]
+ASKS = """
+from solo_fast import Service
+
+class Asks(Service):
+    async def ids(self):
+        return [found["service_id"] for found in await self.solo.discover("n")]
+"""
+
+
+@pytest.mark.parametrize("rpc", ["GetServices", "DiscoverService"])
+def test_pages_of_large_registrations_over_grpc(crowded, rpc):
+    found, after, pages = [], 0, 0
+    with stub(crowded) as client:  # grpcio's own, that takes 4 MiB
+        while pages == 0 or after:
+            request = getattr(pb, f"{rpc}Request")(service_name="n", after=after)
+            page = getattr(client, rpc)(request, metadata=CROWDED)
+            found += page.services
+            after, pages = page.next, pages + 1
+            assert page.total_count == 300
+    assert [service.service_id for service in found] == EVERYBODY
+    assert all(dict(service.metadata) == large(number) for number, service in enumerate(found))
+    assert pages > 2
+    assert "Traceback" not in crowded.log
+
+
+@pytest.mark.parametrize("how", ["query", "headers"])
+def test_pages_of_registrations_over_rest(crowded, how):
+    found, after = [], None
+    while after is not None or not found:
+        asked = {"limit": 16, **({} if after is None else {"after": after})}
+        if how == "query":
+            path = "/registry?" + "&".join(f"{name}={value}" for name, value in asked.items())
+            status, page, _ = crowded.request("GET", path, tenant="crowded")
+        else:  # every query parameter is a filter there
+            headers = {f"x-{name}": str(value) for name, value in asked.items()}
+            status, page, _ = crowded.request("GET", "/registry/n", tenant="crowded", headers=headers)
+        assert (status, page["total_count"]) == (200, 300)
+        assert len(page["services"]) <= 16
+        found += [service["service_id"] for service in page["services"]]
+        after = page["next"]
+    assert found == EVERYBODY
+
+
+def test_a_service_gets_all_that_it_discovers(crowded):
+    assert crowded.call("asks", "ids", tenant="crowded") == EVERYBODY
+
+
+def test_a_page_goes_on_where_registrations_have_gone(server):
+    handles = []
+    for number in range(5):
+        body = {"service_id": f"s{number}", "service_name": "n"}
+        handles.append(server.request("POST", "/registry", body, tenant="gone")[1]["service_handle"])
+    _, page, _ = server.request("GET", "/registry?limit=2", tenant="gone")
+    for handle in handles[1:3]:
+        assert server.request("DELETE", f"/registry/{handle}", tenant="gone")[0] == 200
+    _, page, _ = server.request("GET", f"/registry?limit=2&after={page['next']}", tenant="gone")
+    assert [service["service_id"] for service in page["services"]] == ["s3", "s4"]
+    assert (page["next"], page["total_count"]) == (None, 3)
 
 
 def test_a_kill_takes_out_what_is_just_being_registered(own_server):

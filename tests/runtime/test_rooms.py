@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from solo_fast.domain.errors import InternalError
+from solo_fast.domain.errors import KernelOverloaded
 from solo_fast.runtime.rooms import Rooms, remove_tree
 
 
@@ -37,7 +37,7 @@ def test_user_ids_are_not_given_twice_nor_soon_again(rooms: Rooms) -> None:
     rooms.release_uid(300_003)
     assert rooms.take_uid() == 300_002
     assert rooms.take_uid() == 300_003
-    with pytest.raises(InternalError, match=r"security\.uid_range"):
+    with pytest.raises(KernelOverloaded, match=r"security\.uid_range"):
         rooms.take_uid()
 
 

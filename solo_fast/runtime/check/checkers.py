@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from solo_fast.domain.errors import DeployFailed, InternalError
+from solo_fast.domain.errors import DeployFailed, InternalError, KernelOverloaded
 from solo_fast.domain.messages import CodeCheck
 from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.check.examination import CLEAN, Examination, unchecked
@@ -94,7 +94,7 @@ class Checkers:
             async with self._turn:
                 for _ in range(times):
                     await self._in_shared(Kind.EXAMINE, "warm.py", text, CHECK_SECONDS)
-        except (InternalError, DeployFailed) as error:
+        except (InternalError, KernelOverloaded, DeployFailed) as error:
             log.warning("no checker is kept ready: %s", error)
         finally:
             self._stocking = None
@@ -180,7 +180,7 @@ class Checkers:
         try:
             answer = await self._ask(Kind.EXAMINE, "", text)
             found = msgspec.convert(answer, Examination) if answer["total"] else CLEAN
-        except (InternalError, DeployFailed, msgspec.ValidationError, KeyError, TypeError) as error:
+        except (InternalError, KernelOverloaded, DeployFailed, msgspec.ValidationError, KeyError, TypeError) as error:
             return unchecked(str(error))  # not remembered: the next try may have more luck
         self._known[key] = found
         if len(self._known) > EXAMINATIONS_MAX:
