@@ -70,5 +70,6 @@ def solo() -> None:
     exactly one JSON document (one a line when following), the error's where it fails.
 
     Exit codes: 0 done, 1 an error inside Solo, 2 a wrong request, 3 not allowed, 4 not found, 5 the name is taken,
-    6 the source does not come up, 7 the service's own error, 8 overloaded, 9 too late, 10 no server.
+    6 the source does not come up, 7 the service's own error, 8 not now (overloaded, circuit open, disk full),
+    9 too late, 10 no server, 141 nobody reads the output any more.
     """

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -150,6 +151,16 @@ def test_with_json_the_error_is_the_document(deployed):
         body = answer(*arguments, server=deployed, code=2)
         assert body["error"] == "invalid_request"
         assert body["message"]
+
+
+def test_what_the_store_refuses_has_its_exit_code(own_server):
+    _, most = resource.prlimit(own_server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(own_server.pid, resource.RLIMIT_FSIZE, (1, most))  # no write to any file works
+    try:
+        body = answer("deploy", str(COUNTER), server=own_server, code=8)
+    finally:
+        resource.prlimit(own_server.pid, resource.RLIMIT_FSIZE, (most, most))
+    assert body["error"] == "store_unavailable"
 
 
 def test_a_deadline_and_a_service_error(server):
