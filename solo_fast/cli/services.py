@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from solo_fast.cli.client import Client, segment
+from solo_fast.cli.client import CHANGE_SECONDS, Client, segment
 from solo_fast.cli.options import json_option, server_options
 from solo_fast.cli.output import moment, pairs, print_json, show_diagnostic, show_findings, size, style, table
 
@@ -135,7 +135,7 @@ def deploy_command(
         "metadata": split_pairs(metadata, "--metadata"),
         **program,
     }
-    answer = client.request("POST", "/services", body)
+    answer = client.request("POST", "/services", body, timeout_s=CHANGE_SECONDS)
     if as_json:
         print_json(answer)
     else:
@@ -254,7 +254,8 @@ def kill_command(client: Client, service: str, force: bool, grace: float | None,
     """End service ID and forget it."""
     client.as_json = as_json
     grace_ms = None if grace is None else round(grace * 1000)
-    answer = client.request("DELETE", f"/services/{segment(service)}", query={"force": force, "grace_ms": grace_ms})
+    query = {"force": force, "grace_ms": grace_ms}
+    answer = client.request("DELETE", f"/services/{segment(service)}", query=query, timeout_s=CHANGE_SECONDS)
     if as_json:
         print_json(answer)
     else:

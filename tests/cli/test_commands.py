@@ -21,9 +21,16 @@ from tests.gateway.test_slots import half_a_call
 from tests.harness import ROOT, Server, command, environment, eventually
 
 COUNTER = ROOT / "examples" / "counter.py"
+TALKER = "def say(text):\n    print(text, flush=True)\n"
 
 
-def solo(*arguments: str, server: Server | None = None, stdin: str | bytes | None = None, **env: str):
+def solo(
+    *arguments: str,
+    server: Server | None = None,
+    stdin: str | bytes | None = None,
+    timeout_s: float = 60,
+    **env: str,
+):
     """Run a command; its completed process, with text output."""
     address = {"SOLO_HTTP_PORT": str(server.http_port)} if server else {}
     data = stdin.encode() if isinstance(stdin, str) else stdin
@@ -32,7 +39,7 @@ def solo(*arguments: str, server: Server | None = None, stdin: str | bytes | Non
         env=environment(**address, **env),
         input=data,
         capture_output=True,
-        timeout=60,
+        timeout=timeout_s,
         check=False,
     )
     return subprocess.CompletedProcess(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -192,8 +199,7 @@ def test_tenants_by_flag_and_variable(server):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_logs_and_events_follow(server, tmp_path, as_json):
     service = f"talker-{as_json}".lower()
-    code = "def say(text):\n    print(text, flush=True)\n"
-    solo("deploy", "-", "--service-id", service, server=server, stdin=code)
+    solo("deploy", "-", "--service-id", service, server=server, stdin=TALKER)
     server.call(service, "say", ["first"], "default_tenant")
     extra = ["--json"] if as_json else []
 
