@@ -13,7 +13,7 @@ import click
 
 from solo_fast.cli.client import Client
 from solo_fast.cli.options import json_option, server_options
-from solo_fast.cli.output import moment, print_json, style
+from solo_fast.cli.output import moment, print_json, rfc3339, style
 from solo_fast.cli.storage import BACKUP_SECONDS, data_dir_option, database_of, told
 
 PAGE = 1000
@@ -87,7 +87,7 @@ def events_command(
             else:
                 _print(event)
         return
-    query |= {"since_time": _rfc3339(since_time), "until_time": _rfc3339(until_time), "format": "json", "limit": limit}
+    query |= {**_span(since_time, until_time), "format": "json", "limit": limit}
     page = client.request("GET", "/events", query=query)
     if as_json:
         print_json(page)
@@ -100,8 +100,8 @@ def _query(service_id: str | None, types: tuple[str, ...], since: int | None) ->
     return {"service_id": service_id, "since_id": since, "event_types": list(types) or None}
 
 
-def _rfc3339(time: datetime | None) -> str | None:
-    return time.isoformat().replace("+00:00", "Z") if time else None
+def _span(since: datetime | None, until: datetime | None) -> dict[str, str | None]:
+    return {"since_time": rfc3339(since) if since else None, "until_time": rfc3339(until) if until else None}
 
 
 def _print(event: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def _verify_files(data_dir: str, *, as_json: bool) -> dict[str, Any]:
 
     from solo_fast.store import chain, copies
 
-    database = database_of(data_dir)
+    database = database_of(data_dir, as_json=as_json)
     with told(as_json=as_json):
         newest = chain.Head.read(chain.Head.of(database))
         with copies.opened(database) as connection:
@@ -186,7 +186,7 @@ def export_command(
     columns: tuple[str, ...] = _COLUMNS
     if data_dir is None:
         query = _query(service_id, types, since)
-        query |= {"since_time": _rfc3339(since_time), "until_time": _rfc3339(until_time), "format": "json"}
+        query |= {**_span(since_time, until_time), "format": "json"}
         rows = _pages(client, query)
     else:
         columns += _PROOF
@@ -240,12 +240,12 @@ def _stored(
         conditions.append(f"event_type IN ({', '.join('?' * len(types))})")
         values += types
     sql = f"SELECT {chain.COLUMNS} FROM events WHERE {' AND '.join(conditions)} ORDER BY id"  # noqa: S608
-    with told(as_json=False), copies.opened(database_of(data_dir)) as connection:
+    with told(as_json=False), copies.opened(database_of(data_dir, as_json=False)) as connection:
         for row in connection.execute(sql, values):
             event_id, timestamp_ms, monotonic_ns, owner, event_type, subject, payload, causation_id, link = row
             yield {
                 "id": event_id,
-                "timestamp": datetime.fromtimestamp(timestamp_ms / 1000, UTC).isoformat().replace("+00:00", "Z"),
+                "timestamp": rfc3339(datetime.fromtimestamp(timestamp_ms / 1000, UTC)),
                 "tenant": owner,
                 "event_type": event_type,
                 "subject": subject,

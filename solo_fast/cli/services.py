@@ -159,7 +159,7 @@ def _print_list(answer: dict[str, Any]) -> None:
         rows.append((entry["service_id"], entry["status"], memory, mailbox, cpu, moment(entry["created_at"])))
     table(heads, rows)
     if answer.get("next"):
-        click.echo(f"{len(rows)} of {answer['total']}; --after {answer['next']} shows more")
+        click.echo(f"{len(rows)} of {answer['total']}; `solo list --after {answer['next']}` shows more")
 
 
 @click.command("list")

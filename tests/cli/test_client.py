@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +20,8 @@ from solo_fast.cli.output import CommandFailed
 from solo_fast.config import KEYS
 from tests.cli.test_commands import TALKER, solo
 from tests.harness import Server, command, environment
+
+RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
 
 @contextlib.contextmanager
@@ -150,6 +154,7 @@ def test_half_an_answer_is_an_error_with_words(answer: bytes, words: str) -> Non
     assert "Traceback" not in done.stderr
     body = json.loads(told.stdout)
     assert (told.returncode, body["error"]) == (10, "unreachable")
+    assert RFC3339.fullmatch(body["timestamp"])
 
 
 def test_a_host_that_is_no_name_is_an_error_with_words() -> None:
@@ -157,3 +162,31 @@ def test_a_host_that_is_no_name_is_an_error_with_words() -> None:
     assert done.returncode == 10
     assert "no name" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["version"],
+        ["--help"],
+        ["list", "--json"],
+        ["events"],
+        ["events", "--follow", "--since", "0"],
+        ["events", "export"],
+        ["events", "export", "--format", "csv"],
+        ["status", "nobody", "--json"],
+    ],
+)
+def test_a_reader_that_has_enough_is_no_error(server: Server, arguments: list[str]) -> None:
+    server.deploy("reader", "def f(): pass", "default_tenant", replace=True)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*command(), *arguments],
+            env=environment(SOLO_HTTP_PORT=str(server.http_port)),
+            stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,13 @@ def test_with_json_the_error_is_the_document(deployed):
         body = answer(*arguments, server=deployed, code=2)
         assert body["error"] == "invalid_request"
         assert body["message"]
+        assert is_utc(body["timestamp"])
+    assert is_utc(answer("doctor", "--config", "/no/such.toml", server=deployed, code=2)["timestamp"])
+
+
+def is_utc(text: str) -> bool:
+    """Whether it is a time as REST writes it."""
+    return text.endswith("Z") and datetime.fromisoformat(text).tzinfo is not None
 
 
 def test_what_the_store_refuses_has_its_exit_code(own_server):
@@ -168,6 +176,42 @@ def test_what_the_store_refuses_has_its_exit_code(own_server):
     finally:
         resource.prlimit(own_server.pid, resource.RLIMIT_FSIZE, (most, most))
     assert body["error"] == "store_unavailable"
+
+
+def test_text_that_is_no_unicode_is_shown_all_the_same(server):
+    code = "def half():\n    return 'a\\ud800b'\ndef halves():\n    return ['\\ud800']\n"
+    solo("deploy", "-", "--service-id", "halves", server=server, stdin=code)
+    assert solo("call", "halves", "half", server=server).stdout == "a\\ud800b\n"
+    assert solo("call", "halves", "halves", server=server).stdout == '["\\ud800"]\n'
+    assert answer("call", "halves", "half", server=server) == {"result": "a\ud800b"}
+
+
+def test_more_services_than_are_shown(own_server):
+    for number in range(3):
+        own_server.deploy(f"s{number}", "def f(): pass", DEFAULT_TENANT)
+    shown = solo("list", "--limit", "2", server=own_server).stdout
+    assert shown.endswith("2 of 3; `solo list --after s1` shows more\n")
+    rest = solo("list", "--after", "s1", server=own_server).stdout
+    assert "s2" in rest
+    assert "s1" not in rest
+
+
+def test_times_say_that_they_are_utc(deployed):
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z"
+    for arguments in (["list"], ["status", "counter"], ["events"], ["history", "counter"]):
+        shown = solo(*arguments, server=deployed, TZ="Asia/Tokyo").stdout
+        assert re.search(time, shown), shown
+        assert len(re.findall(r"\d\d:\d\d:\d\d", shown)) == len(re.findall(time, shown))
+
+
+def test_a_tail_of_no_lines(server):
+    solo("deploy", "-", "--service-id", "quiet", server=server, stdin=TALKER)
+    server.call("quiet", "say", ["past"], DEFAULT_TENANT)
+    eventually(lambda: "past" in solo("logs", "quiet", server=server).stdout, "the line is stored")
+    assert solo("logs", "quiet", "--tail", "0", server=server).stdout == ""
+    assert answer("logs", "quiet", "--tail", "0", server=server) == {"lines": []}
+    status, text, _ = server.request("GET", "/logs?service_id=quiet&follow=false&tail=0", tenant=DEFAULT_TENANT)
+    assert (status, "past" in text) == (200, False)
 
 
 def test_a_deadline_and_a_service_error(server):
