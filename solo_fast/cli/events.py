@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from solo_fast.cli.client import Client
 from solo_fast.cli.options import json_option, server_options
@@ -72,8 +73,14 @@ def events_command(
     as_json: bool,
 ) -> None:
     """Show what happened, oldest first."""
-    if click.get_current_context().invoked_subcommand is not None:
+    context = click.get_current_context()
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context.invoked_subcommand, context)
         return
+    if follow and context.get_parameter_source("limit") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--follow goes on until it is interrupted: --limit is for events that are there already")
+    if include_logs and not follow:
+        raise click.UsageError("--include-logs is for --follow; `solo logs` shows the lines that are there already")
     client.as_json = as_json
     if system:
         client.tenant = ""
@@ -94,6 +101,18 @@ def events_command(
         return
     for event in page["events"]:
         _print(event)
+
+
+def _refuse_options_before(subcommand: str, context: click.Context) -> None:
+    """A subcommand has options of its own and never sees these: what they ask for would silently not be done.
+
+    Raises:
+        click.UsageError: one was given on the command line; variables of the environment are for every command.
+    """
+    for parameter in context.command.params:
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
+            before = f"{parameter.opts[0]} before `{subcommand}` does nothing: give options behind the subcommand"
+            raise click.UsageError(f"{before} (`solo events {subcommand} --help` lists its own)", context)
 
 
 def _query(service_id: str | None, types: tuple[str, ...], since: int | None) -> dict[str, Any]:
@@ -204,7 +223,7 @@ def export_command(
 
 def _asked_tenant(client: Client) -> str | None:
     source = click.get_current_context().get_parameter_source("tenant")
-    return None if source in (None, click.core.ParameterSource.DEFAULT) else client.tenant
+    return None if source in (None, ParameterSource.DEFAULT) else client.tenant
 
 
 def _pages(client: Client, query: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from solo_fast.cli.client import CHANGE_SECONDS, Client, segment
-from solo_fast.cli.options import json_option, server_options
+from solo_fast.cli.options import Seconds, json_option, server_options
 from solo_fast.cli.output import moment, print_json, size, table
 from solo_fast.cli.services import limit_option, metadata_option, read_source, service_id_of, split_pairs, value_of
 
 _window = click.option(
     "--rollback-window",
-    type=click.FloatRange(0, 86_400),
+    type=Seconds(0, 86_400),
     metavar="SECONDS",
     help="How long the new version is taken back if it crashes; 0: not at all.",
 )

@@ -99,6 +99,11 @@ def test_arguments_are_json_where_they_parse(server):
     assert answer("call", "echo", "echo", *words, server=server)["result"] == {
         "a": 1, "b": "text", "c": {"d": [True, None]}, "e": "", "f": 1.5, "g": "a=b",
     }  # fmt: skip
+    no_json = {"a": "NaN", "b": "Infinity", "c": "-Infinity", "d": "1e400", "e": '{"x": NaN}', "f": "[-1e999]"}
+    no_json["g"] = "[" * 50_000
+    words = [f"{name}={word}" for name, word in no_json.items()]
+    assert answer("call", "echo", "echo", *words, server=server)["result"] == no_json
+    assert solo("call", "echo", "echo", "--args", '{"x": NaN}', server=server).returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -127,6 +132,19 @@ def test_arguments_are_json_where_they_parse(server):
         (["status", ""], 2, "empty"),
         (["kill", ""], 2, "empty"),
         (["call", "counter", ""], 2, "empty"),
+        (["events", "--type", "x", "export"], 2, "--type before `export` does nothing: give options behind"),
+        (["events", "--tenant", "zz", "export"], 2, "--tenant before `export` does nothing: give options behind"),
+        (["events", "--http-port", "9", "verify"], 2, "--http-port before `verify` does nothing: give options behind"),
+        (["events", "--follow", "--limit", "1"], 2, "--limit"),
+        (["events", "--include-logs"], 2, "--follow"),
+        (["call", "counter", "get", "--timeout", "nan"], 2, "--timeout"),
+        (["call", "counter", "get", "--timeout", "inf"], 2, "--timeout"),
+        (["call", "counter", "get", "--timeout", "-1"], 2, "--timeout"),
+        (["kill", "counter", "--grace", "nan"], 2, "--grace"),
+        (["kill", "counter", "--grace", "inf"], 2, "--grace"),
+        (["kill", "counter", "--grace", "-1"], 2, "--grace"),
+        (["shutdown", "--grace", "nan"], 2, "--grace"),
+        (["rollback", "counter", "--rollback-window", "nan"], 2, "--rollback-window"),
         (["list", "--tenant", "日本"], 2, "the tenant's name starts with"),
         (["list", "--tenant", "a\nb"], 2, "the tenant's name contains"),
         (["list", "--tenant", ""], 2, "the tenant's name is empty"),
@@ -155,7 +173,13 @@ def test_with_json_the_error_is_the_document(deployed):
     assert body["error"] == "not_found"
     body = answer("deploy", "-", "--service-id", "x", server=deployed, code=6, stdin="1 / 0\n")
     assert body["details"]["diagnostics"][0]["line"] == 1
-    for arguments in (["deploy", "/no/such.py"], ["nothing"], ["list", "--limit", "0"], ["list", "--tenant", "/"]):
+    for arguments in (
+        ["deploy", "/no/such.py"],
+        ["nothing"],
+        ["list", "--limit", "0"],
+        ["list", "--tenant", "/"],
+        ["events", "--json", "verify"],
+    ):
         body = answer(*arguments, server=deployed, code=2)
         assert body["error"] == "invalid_request"
         assert body["message"]
