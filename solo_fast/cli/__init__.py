@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+
+EXIT_BROKEN_PIPE = 141
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    from solo_fast.cli.output import ReaderGone
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a service may answer what is no Unicode: show it somehow
+    try:
+        code = _run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (BrokenPipeError, ReaderGone):
+        # The reader of our output has enough. Others die of SIGPIPE then, which a shell shows as 141: as quiet, and
+        # `set -o pipefail` can tell that not all was written. SIGPIPE itself would also end us for a server's sake.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(EXIT_BROKEN_PIPE)
+    sys.exit(code)
+
+
+def _run() -> int:
     import click
 
     from solo_fast.cli.app import solo
-    from solo_fast.cli.output import CommandFailed, print_json
+    from solo_fast.cli.output import CommandFailed
 
     try:
         code = solo.main(prog_name="solo", standalone_mode=False)
     except CommandFailed as failure:
         failure.show()
-        sys.exit(failure.exit_code)
+        return failure.exit_code
     except click.ClickException as error:
         if "--json" in sys.argv:
-            print_json({"error": "invalid_request", "message": error.format_message()})
+            body = {"error": "invalid_request", "message": error.format_message()}
+            CommandFailed(body, error.exit_code, as_json=True).show()
         else:
             error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)
+        return 130
+    return code if isinstance(code, int) else 0

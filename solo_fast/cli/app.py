@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
+from typing import Any
 
 import click
+
+from solo_fast.cli.output import ReaderGone
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "Run a kernel."),
@@ -33,8 +38,25 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Command -> module of this package, and its line in the overview."""
 
 
+@contextlib.contextmanager
+def _broken_pipe_told() -> Iterator[None]:
+    """Get a broken pipe past `click.Group.main`, which makes it an exit with 1 whatever it is told."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderGone from None
+
+
 class LazyGroup(click.Group):
     """Imports a command's module when the command is used."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _broken_pipe_told():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _broken_pipe_told():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -70,5 +92,6 @@ def solo() -> None:
     exactly one JSON document (one a line when following), the error's where it fails.
 
     Exit codes: 0 done, 1 an error inside Solo, 2 a wrong request, 3 not allowed, 4 not found, 5 the name is taken,
-    6 the source does not come up, 7 the service's own error, 8 overloaded, 9 too late, 10 no server.
+    6 the source does not come up, 7 the service's own error, 8 not now (overloaded, circuit open, disk full),
+    9 too late, 10 no server, 141 nobody reads the output any more.
     """

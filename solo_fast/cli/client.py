@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from solo_fast.domain.addresses import authority
 from solo_fast.domain.errors import EXIT_CODES, EXIT_UNREACHABLE
 
 if TYPE_CHECKING:
-    from http.client import HTTPConnection, HTTPResponse
+    from http.client import HTTPResponse
 
 ANSWER_SECONDS = 60.0  # beyond what the server itself waits by default
+
+CHANGE_SECONDS = 3 * 600.0 + ANSWER_SECONDS
+"""For what starts and ends versions: limits give each of both 600 s, and one that fails brings the former one back."""
 
 
 @dataclass(slots=True)
@@ -46,16 +50,10 @@ class Client:
         """One request; the answer's JSON. A `bytes` body goes as it is.
 
         Raises:
-            CommandFailed: the server can't be reached, or answered with an error.
+            CommandFailed: the server can't be reached, or answered with an error, or too late, or with half an answer.
         """
-        connection, response = self._open(method, path, body, query, headers, timeout_s)
-        try:
-            text = response.read()
-        except OSError as error:
-            raise self._unreachable(error) from None
-        finally:
-            connection.close()
-        return self._answer(response, text)
+        with self._asked(method, path, body, query, headers, timeout_s) as response:
+            return self._answer(response, response.read())
 
     def stream(self, path: str, query: Mapping[str, Any], *, endless: bool) -> Iterator[dict[str, Any]]:
         """The data of server-sent events, as they come; returns when the server ends the stream.
@@ -63,12 +61,12 @@ class Client:
         Raises:
             CommandFailed: as `request`, and when the server goes away in the middle.
         """
-        connection, response = self._open("GET", path, None, query, {}, None if endless else ANSWER_SECONDS)
-        try:
+        timeout_s = None if endless else ANSWER_SECONDS
+        with self._asked("GET", path, None, query, None, timeout_s) as response:
             if response.status != 200:
                 self._answer(response, response.read())
             event = ""
-            while line := response.readline():
+            for line in _lines(response):
                 if line.startswith(b"event:"):
                     event = line[6:].strip().decode()
                 elif line.startswith(b"data:"):
@@ -78,12 +76,9 @@ class Client:
                     yield data
                 elif not line.strip():
                     event = ""
-        except OSError as error:
-            raise self._unreachable(error) from None
-        finally:
-            connection.close()
 
-    def _open(
+    @contextlib.contextmanager
+    def _asked(
         self,
         method: str,
         path: str,
@@ -91,21 +86,33 @@ class Client:
         query: Mapping[str, Any] | None,
         headers: Mapping[str, str] | None,
         timeout_s: float | None,
-    ) -> tuple[HTTPConnection, HTTPResponse]:
-        from http.client import HTTPConnection, HTTPException
+    ) -> Iterator[HTTPResponse]:
+        """A request's response. What goes wrong until it is read becomes the command's own error."""
+        from http.client import HTTPConnection, HTTPException, IncompleteRead
 
         sent = {**({"x-tenant-id": self.tenant} if self.tenant else {}), **(headers or {})}
         if body is not None:
             body = body if isinstance(body, bytes) else json.dumps(body).encode()
             sent["content-type"] = "application/json"
         target = path + _query(query or {})
-        connection = HTTPConnection(self.host, self.port, timeout=timeout_s)
+        try:
+            connection = HTTPConnection(self.host, self.port, timeout=timeout_s)
+            connection.connect()
+        except (OSError, HTTPException, ValueError) as error:  # a host that is no name is one of the latter two
+            raise self._unreachable(error) from None
         try:
             connection.request(method, target, body, sent)
-            return connection, connection.getresponse()
-        except (OSError, HTTPException, UnicodeError, ValueError) as error:
+            yield connection.getresponse()
+        except (OSError, IncompleteRead) as error:
+            if isinstance(error, TimeoutError) and timeout_s is not None:
+                message = f"the server has not answered within {timeout_s:g} s; what was asked may go on"
+                raise self._failed({"error": "deadline_exceeded", "message": message}) from None
+            message = f"the connection to {authority(self.host, self.port)} was cut before the answer was whole"
+            raise self._no_use(f"{message}: the server may have ended") from None
+        except HTTPException:
+            raise self._no_use(f"{authority(self.host, self.port)} does not answer as Solo does") from None
+        finally:
             connection.close()
-            raise self._unreachable(error) from None
 
     def _answer(self, response: HTTPResponse, text: bytes) -> Any:
         try:
@@ -114,9 +121,7 @@ class Client:
             problem = (
                 f"{authority(self.host, self.port)} does not answer as Solo does ({response.status} {response.reason})"
             )
-            raise CommandFailed(
-                {"error": "unreachable", "message": problem}, EXIT_UNREACHABLE, as_json=self.as_json
-            ) from None
+            raise self._no_use(problem) from None
         if response.status >= 400:
             raise self._failed(answer)
         return answer
@@ -126,11 +131,25 @@ class Client:
 
     def _unreachable(self, error: Exception) -> CommandFailed:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        message = (
+        return self._no_use(
             f"no server answers at {authority(self.host, self.port)} ({reason}); start one with `solo serve`, "
             "or name another with --host and --http-port"
         )
+
+    def _no_use(self, message: str) -> CommandFailed:
         return CommandFailed({"error": "unreachable", "message": message}, EXIT_UNREACHABLE, as_json=self.as_json)
+
+
+def _lines(response: HTTPResponse) -> Iterator[bytes]:
+    """A streamed body's lines. `HTTPResponse.readline` takes a cut connection for the end of the body; this raises.
+
+    Raises:
+        IncompleteRead: the connection ended before the body did.
+    """
+    rest = b""
+    while part := response.read1():
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
 
 
 def segment(name: str) -> str:

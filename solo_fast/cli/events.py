@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from solo_fast.cli.client import Client
 from solo_fast.cli.options import json_option, server_options
-from solo_fast.cli.output import moment, print_json, style
+from solo_fast.cli.output import moment, print_json, rfc3339, style
 from solo_fast.cli.storage import BACKUP_SECONDS, data_dir_option, database_of, told
 
 PAGE = 1000
@@ -72,8 +73,14 @@ def events_command(
     as_json: bool,
 ) -> None:
     """Show what happened, oldest first."""
-    if click.get_current_context().invoked_subcommand is not None:
+    context = click.get_current_context()
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context.invoked_subcommand, context)
         return
+    if follow and context.get_parameter_source("limit") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--follow goes on until it is interrupted: --limit is for events that are there already")
+    if include_logs and not follow:
+        raise click.UsageError("--include-logs is for --follow; `solo logs` shows the lines that are there already")
     client.as_json = as_json
     if system:
         client.tenant = ""
@@ -87,7 +94,7 @@ def events_command(
             else:
                 _print(event)
         return
-    query |= {"since_time": _rfc3339(since_time), "until_time": _rfc3339(until_time), "format": "json", "limit": limit}
+    query |= {**_span(since_time, until_time), "format": "json", "limit": limit}
     page = client.request("GET", "/events", query=query)
     while page["events"] and (missing := limit - len(page["events"])):  # a page of large events is cut short
         following = client.request("GET", "/events", query={**query, "since_id": page["next"], "limit": missing})
@@ -101,12 +108,24 @@ def events_command(
         _print(event)
 
 
+def _refuse_options_before(subcommand: str, context: click.Context) -> None:
+    """A subcommand has options of its own and never sees these: what they ask for would silently not be done.
+
+    Raises:
+        click.UsageError: one was given on the command line; variables of the environment are for every command.
+    """
+    for parameter in context.command.params:
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
+            before = f"{parameter.opts[0]} before `{subcommand}` does nothing: give options behind the subcommand"
+            raise click.UsageError(f"{before} (`solo events {subcommand} --help` lists its own)", context)
+
+
 def _query(service_id: str | None, types: tuple[str, ...], since: int | None) -> dict[str, Any]:
     return {"service_id": service_id, "since_id": since, "event_types": list(types) or None}
 
 
-def _rfc3339(time: datetime | None) -> str | None:
-    return time.isoformat().replace("+00:00", "Z") if time else None
+def _span(since: datetime | None, until: datetime | None) -> dict[str, str | None]:
+    return {"since_time": rfc3339(since) if since else None, "until_time": rfc3339(until) if until else None}
 
 
 def _print(event: dict[str, Any]) -> None:
@@ -147,7 +166,7 @@ def _verify_files(data_dir: str, *, as_json: bool) -> dict[str, Any]:
 
     from solo_fast.store import chain, copies
 
-    database = database_of(data_dir)
+    database = database_of(data_dir, as_json=as_json)
     with told(as_json=as_json):
         newest = chain.Head.read(chain.Head.of(database))
         with copies.opened(database) as connection:
@@ -191,7 +210,7 @@ def export_command(
     columns: tuple[str, ...] = _COLUMNS
     if data_dir is None:
         query = _query(service_id, types, since)
-        query |= {"since_time": _rfc3339(since_time), "until_time": _rfc3339(until_time), "format": "json"}
+        query |= {**_span(since_time, until_time), "format": "json"}
         rows = _pages(client, query)
     else:
         columns += _PROOF
@@ -209,7 +228,7 @@ def export_command(
 
 def _asked_tenant(client: Client) -> str | None:
     source = click.get_current_context().get_parameter_source("tenant")
-    return None if source in (None, click.core.ParameterSource.DEFAULT) else client.tenant
+    return None if source in (None, ParameterSource.DEFAULT) else client.tenant
 
 
 def _pages(client: Client, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -245,12 +264,12 @@ def _stored(
         conditions.append(f"event_type IN ({', '.join('?' * len(types))})")
         values += types
     sql = f"SELECT {chain.COLUMNS} FROM events WHERE {' AND '.join(conditions)} ORDER BY id"  # noqa: S608
-    with told(as_json=False), copies.opened(database_of(data_dir)) as connection:
+    with told(as_json=False), copies.opened(database_of(data_dir, as_json=False)) as connection:
         for row in connection.execute(sql, values):
             event_id, timestamp_ms, monotonic_ns, owner, event_type, subject, payload, causation_id, link = row
             yield {
                 "id": event_id,
-                "timestamp": datetime.fromtimestamp(timestamp_ms / 1000, UTC).isoformat().replace("+00:00", "Z"),
+                "timestamp": rfc3339(datetime.fromtimestamp(timestamp_ms / 1000, UTC)),
                 "tenant": owner,
                 "event_type": event_type,
                 "subject": subject,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,16 @@ from solo_fast.domain.ids import check_id
 Command = Callable[..., Any]
 
 DEFAULT_TENANT = "default_tenant"
+
+
+class Seconds(click.FloatRange):
+    """A time within bounds; `nan`, which compares as within any, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return number
 
 
 def server_options(command: Command) -> Command:

@@ -6,23 +6,28 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
+
+
+class ReaderGone(Exception):
+    """Nobody reads our output any more."""
 
 
 class CommandFailed(Exception):
     """A command can't do what was asked.
 
     Args:
-        body: the error as REST tells it: {"error", "message", "details"?}.
+        body: the error as REST tells it: {"error", "message", "timestamp", "details"?}; the time can be left out.
         exit_code: what `solo` exits with.
         as_json: print the body on stdout, as the one JSON document.
     """
 
     def __init__(self, body: dict[str, Any], exit_code: int, *, as_json: bool = False) -> None:
         super().__init__(body.get("message", ""))
-        self.body = body
+        self.body = {"timestamp": rfc3339(datetime.now(UTC)), **body}
         self.exit_code = exit_code
         self.as_json = as_json
 
@@ -51,7 +56,8 @@ def style(text: str, *, error: bool = False, **looks: Any) -> str:
 
 
 def print_json(document: Any) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False))
+    """ASCII, so that half a surrogate pair, which no encoding can write, is told as the JSON that it came as."""
+    click.echo(json.dumps(document))
 
 
 def show_diagnostic(found: dict[str, Any], *, error: bool = False) -> None:
@@ -104,5 +110,11 @@ def size(count: int) -> str:
 
 
 def moment(timestamp: str) -> str:
-    """An RFC 3339 time, to the millisecond."""
-    return timestamp.replace("T", " ").rstrip("Z")[:23]
+    """An RFC 3339 time in UTC, to the millisecond; it says that it is UTC, as times that are given are local ones."""
+    seconds, _, fraction = timestamp.replace("T", " ").rstrip("Z").partition(".")
+    return f"{seconds}.{fraction[:3]:0<3}Z"
+
+
+def rfc3339(time: datetime) -> str:
+    """A time in UTC as REST writes it."""
+    return time.isoformat().replace("+00:00", "Z")

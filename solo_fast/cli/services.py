@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 import click
 
-from solo_fast.cli.client import Client, segment
-from solo_fast.cli.options import json_option, server_options
+from solo_fast.cli.client import CHANGE_SECONDS, Client, segment
+from solo_fast.cli.options import Seconds, json_option, server_options
 from solo_fast.cli.output import moment, pairs, print_json, show_diagnostic, show_findings, size, style, table
 
 EXIT_DOES_NOT_COMPILE = 6
@@ -49,11 +50,24 @@ def split_pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
 
 
 def value_of(text: str) -> Any:
-    """A word of the command line: JSON where it parses, else the word itself."""
+    """A word of the command line: JSON where it parses, else the word itself.
+
+    What Python reads beside JSON (NaN, Infinity) and numbers beyond a double stay words: as values, no request could
+    carry them.
+    """
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError):
         return text
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON's")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
 
 
 limit_option = click.option(
@@ -135,7 +149,7 @@ def deploy_command(
         "metadata": split_pairs(metadata, "--metadata"),
         **program,
     }
-    answer = client.request("POST", "/services", body)
+    answer = client.request("POST", "/services", body, timeout_s=CHANGE_SECONDS)
     if as_json:
         print_json(answer)
     else:
@@ -159,7 +173,7 @@ def _print_list(answer: dict[str, Any]) -> None:
         rows.append((entry["service_id"], entry["status"], memory, mailbox, cpu, moment(entry["created_at"])))
     table(heads, rows)
     if answer.get("next"):
-        click.echo(f"{len(rows)} of {answer['total']}; --after {answer['next']} shows more")
+        click.echo(f"{len(rows)} of {answer['total']}; `solo list --after {answer['next']}` shows more")
 
 
 @click.command("list")
@@ -247,14 +261,15 @@ def _print_status(entry: dict[str, Any]) -> None:
 @click.command("kill")
 @click.argument("service", metavar="ID")
 @click.option("--force", is_flag=True, help="SIGKILL at once.")
-@click.option("--grace", type=click.FloatRange(0, 600), metavar="SECONDS", help="Time to end by itself.")
+@click.option("--grace", type=Seconds(0, 600), metavar="SECONDS", help="Time to end by itself.")
 @json_option
 @server_options
 def kill_command(client: Client, service: str, force: bool, grace: float | None, as_json: bool) -> None:
     """End service ID and forget it."""
     client.as_json = as_json
     grace_ms = None if grace is None else round(grace * 1000)
-    answer = client.request("DELETE", f"/services/{segment(service)}", query={"force": force, "grace_ms": grace_ms})
+    query = {"force": force, "grace_ms": grace_ms}
+    answer = client.request("DELETE", f"/services/{segment(service)}", query=query, timeout_s=CHANGE_SECONDS)
     if as_json:
         print_json(answer)
     else:
@@ -267,10 +282,10 @@ def _arguments(words: tuple[str, ...], given: str | None) -> bytes:
     if given is None:
         return json.dumps({name: value_of(text) for name, text in split_pairs(words, "an argument").items()}).encode()
     try:
-        json.loads(given)
-    except ValueError as error:
+        json.loads(given, parse_constant=_no_number)
+        return given.encode()
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"--args is not JSON: {error}") from None
-    return given.encode()
 
 
 _words = click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
@@ -282,7 +297,7 @@ _args = click.option("--args", "given", metavar="JSON", help="Arguments as a JSO
 @click.argument("method")
 @_words
 @_args
-@click.option("--timeout", type=click.FloatRange(0.001, 86_400), default=30.0, show_default=True, metavar="SECONDS")
+@click.option("--timeout", type=Seconds(0.001, 86_400), default=30.0, show_default=True, metavar="SECONDS")
 @json_option
 @server_options
 def call_command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 
 from solo_fast.cli.client import Client
 from solo_fast.cli.options import json_option, server_options
-from solo_fast.cli.output import CommandFailed, print_json, size
+from solo_fast.cli.output import CommandFailed, print_json, rfc3339, size
 
 BACKUP_SECONDS = 24 * 3600.0
 
@@ -20,7 +21,7 @@ data_dir_option = click.option(
 )
 
 
-def database_of(data_dir: str | None, config_file: str | None = None) -> Path:
+def database_of(data_dir: str | None, config_file: str | None = None, *, as_json: bool) -> Path:
     """The database of a data directory; of the configured one where None is named.
 
     Raises:
@@ -31,7 +32,7 @@ def database_of(data_dir: str | None, config_file: str | None = None) -> Path:
     try:
         config = Config.load(config_file, flags={"solo.data_dir": data_dir} if data_dir else {})
     except ConfigError as error:
-        raise CommandFailed({"error": error.code, "message": error.message}, error.exit_code) from None
+        raise CommandFailed({"error": error.code, "message": error.message}, error.exit_code, as_json=as_json) from None
     folder, name = config.get("solo.data_dir"), config.get("database.events_db")
     return Path(folder).absolute() / str(name)
 
@@ -75,9 +76,10 @@ def backup_command(client: Client, dest: Path, data_dir: str | None, as_json: bo
         from solo_fast.store.copies import backup
 
         with told(as_json=as_json):
-            copy = backup(database_of(data_dir), dest.absolute())
+            copy = backup(database_of(data_dir, as_json=as_json), dest.absolute())
         made = {"destination": str(copy.path), "size_bytes": copy.size_bytes, "events": copy.events,
-                "first_id": copy.first_id, "last_id": copy.last_id}  # fmt: skip
+                "first_id": copy.first_id, "last_id": copy.last_id,
+                "timestamp": rfc3339(datetime.now(UTC))}  # fmt: skip
     if as_json:
         print_json(made)
         return
@@ -97,7 +99,7 @@ def restore_command(src: Path, data_dir: str | None, config_file: str | None, as
     from solo_fast.kernel import data_dir_lock
     from solo_fast.store.copies import restore
 
-    database = database_of(data_dir, config_file)
+    database = database_of(data_dir, config_file, as_json=as_json)
     with told(as_json=as_json), data_dir_lock(database.parent):
         restored = restore(src.absolute(), database)
     if as_json:

@@ -8,7 +8,7 @@ import click
 
 from solo_fast import __version__
 from solo_fast.cli.client import Client
-from solo_fast.cli.options import json_option, server_options
+from solo_fast.cli.options import Seconds, json_option, server_options
 from solo_fast.cli.output import pairs, print_json, table
 
 
@@ -49,7 +49,7 @@ def metrics_command(client: Client, as_json: bool) -> None:
 
 
 @click.command("shutdown")
-@click.option("--grace", type=click.FloatRange(0, 600), metavar="SECONDS", help="Time that services get to end.")
+@click.option("--grace", type=Seconds(0, 600), metavar="SECONDS", help="Time that services get to end.")
 @json_option
 @server_options
 def shutdown_command(client: Client, grace: float | None, as_json: bool) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from solo_fast.cli.client import Client, segment
-from solo_fast.cli.options import json_option, server_options
+from solo_fast.cli.client import CHANGE_SECONDS, Client, segment
+from solo_fast.cli.options import Seconds, json_option, server_options
 from solo_fast.cli.output import moment, print_json, size, table
 from solo_fast.cli.services import limit_option, metadata_option, read_source, service_id_of, split_pairs, value_of
 
 _window = click.option(
     "--rollback-window",
-    type=click.FloatRange(0, 86_400),
+    type=Seconds(0, 86_400),
     metavar="SECONDS",
     help="How long the new version is taken back if it crashes; 0: not at all.",
 )
@@ -68,7 +68,8 @@ def swap_command(
         body["limits"] = {key: value_of(value) for key, value in split_pairs(limits, "--limit").items()}
     if metadata:
         body["metadata"] = split_pairs(metadata, "--metadata")
-    _show(client.request("PUT", f"/services/{segment(name)}", body), as_json=as_json)
+    answer = client.request("PUT", f"/services/{segment(name)}", body, timeout_s=CHANGE_SECONDS)
+    _show(answer, as_json=as_json)
 
 
 @click.command("history")
@@ -108,4 +109,5 @@ def rollback_command(
     """Swap service ID back to a version that is kept; its source becomes a new version."""
     client.as_json = as_json
     body = {"to": to or 0, **_window_of(rollback_window)}
-    _show(client.request("POST", f"/services/{segment(service)}/rollback", body), as_json=as_json)
+    answer = client.request("POST", f"/services/{segment(service)}/rollback", body, timeout_s=CHANGE_SECONDS)
+    _show(answer, as_json=as_json)

@@ -138,6 +138,12 @@ class KernelOverloaded(SoloError):
     exit_code = 8
 
 
+class StoreUnavailable(KernelOverloaded):
+    """A commit failed and may work later: the disk is full, or refuses to be written."""
+
+    code = "store_unavailable"
+
+
 class BreakerOpen(SoloError):
     """The service failed too often of late: its circuit is open, and `retry_after_ms` says for how long."""
 
@@ -176,8 +182,8 @@ ERRORS: dict[str, type[SoloError]] = {
     error.code: error
     for error in (
         InvalidRequest, MissingTenant, Unauthenticated, PermissionDenied, NotFound, AlreadyExists, PayloadTooLarge,
-        DeployFailed, ServiceError, TenantOverloaded, BreakerOpen, ShuttingDown, DeadlineExceeded,
-        InternalError,
+        DeployFailed, ServiceError, TenantOverloaded, StoreUnavailable, BreakerOpen, ShuttingDown,
+        DeadlineExceeded, InternalError,
     )
 }  # fmt: skip
 """`error` field of a JSON body -> the class; "overloaded" is the tenant's, for the code alone can't tell whose."""

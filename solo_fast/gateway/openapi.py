@@ -188,6 +188,8 @@ def _possible(operation: Operation) -> list[type[e.SoloError]]:
         made.append(e.PayloadTooLarge)
     if operation.admission is not Admission.CONTROL:
         made += [e.TenantOverloaded, e.KernelOverloaded, e.ShuttingDown]
+    if operation.admission is Admission.WRITE:
+        made.append(e.StoreUnavailable)
     return made + list(operation.errors)
 
 

@@ -271,7 +271,7 @@ class Operations(RegistryOperations, StorageOperations):
     async def logs(self, caller: Caller, request: m.LogsRequest) -> AsyncIterator[Lines]:
         _check_filter(request.service_id)
         if not request.follow:
-            lines = await self._logs.tail(caller.tenant, request.service_id, request.tail or 1000, request.since_id)
+            lines = await self._logs.tail(caller.tenant, request.service_id, request.tail, request.since_id)
             yield [views.log_entry(line) for line in lines]
             return
         with self._watching(caller.tenant):

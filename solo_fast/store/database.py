@@ -7,7 +7,8 @@ import os
 import sqlite3
 from pathlib import Path
 
-from solo_fast.domain.errors import KernelOverloaded, SoloError
+from solo_fast.domain.errors import SoloError
+from solo_fast.domain.errors import StoreUnavailable as StoreUnavailable
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -104,12 +105,6 @@ log = logging.getLogger("solo.store")
 
 class StoreError(SoloError):
     """The database can't be used; the message names the file and what to do."""
-
-
-class StoreUnavailable(KernelOverloaded):
-    """A commit failed and may work later: the disk is full, or refuses to be written."""
-
-    code = "store_unavailable"
 
 
 def _primary_code(error: Exception) -> int:

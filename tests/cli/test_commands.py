@@ -7,9 +7,11 @@ import json
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,16 @@ from tests.gateway.test_slots import half_a_call
 from tests.harness import ROOT, Server, command, environment, eventually
 
 COUNTER = ROOT / "examples" / "counter.py"
+TALKER = "def say(text):\n    print(text, flush=True)\n"
 
 
-def solo(*arguments: str, server: Server | None = None, stdin: str | bytes | None = None, **env: str):
+def solo(
+    *arguments: str,
+    server: Server | None = None,
+    stdin: str | bytes | None = None,
+    timeout_s: float = 60,
+    **env: str,
+):
     """Run a command; its completed process, with text output."""
     address = {"SOLO_HTTP_PORT": str(server.http_port)} if server else {}
     data = stdin.encode() if isinstance(stdin, str) else stdin
@@ -31,7 +40,7 @@ def solo(*arguments: str, server: Server | None = None, stdin: str | bytes | Non
         env=environment(**address, **env),
         input=data,
         capture_output=True,
-        timeout=60,
+        timeout=timeout_s,
         check=False,
     )
     return subprocess.CompletedProcess(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -90,6 +99,11 @@ def test_arguments_are_json_where_they_parse(server):
     assert answer("call", "echo", "echo", *words, server=server)["result"] == {
         "a": 1, "b": "text", "c": {"d": [True, None]}, "e": "", "f": 1.5, "g": "a=b",
     }  # fmt: skip
+    no_json = {"a": "NaN", "b": "Infinity", "c": "-Infinity", "d": "1e400", "e": '{"x": NaN}', "f": "[-1e999]"}
+    no_json["g"] = "[" * 50_000
+    words = [f"{name}={word}" for name, word in no_json.items()]
+    assert answer("call", "echo", "echo", *words, server=server)["result"] == no_json
+    assert solo("call", "echo", "echo", "--args", '{"x": NaN}', server=server).returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -118,6 +132,19 @@ def test_arguments_are_json_where_they_parse(server):
         (["status", ""], 2, "empty"),
         (["kill", ""], 2, "empty"),
         (["call", "counter", ""], 2, "empty"),
+        (["events", "--type", "x", "export"], 2, "--type before `export` does nothing: give options behind"),
+        (["events", "--tenant", "zz", "export"], 2, "--tenant before `export` does nothing: give options behind"),
+        (["events", "--http-port", "9", "verify"], 2, "--http-port before `verify` does nothing: give options behind"),
+        (["events", "--follow", "--limit", "1"], 2, "--limit"),
+        (["events", "--include-logs"], 2, "--follow"),
+        (["call", "counter", "get", "--timeout", "nan"], 2, "--timeout"),
+        (["call", "counter", "get", "--timeout", "inf"], 2, "--timeout"),
+        (["call", "counter", "get", "--timeout", "-1"], 2, "--timeout"),
+        (["kill", "counter", "--grace", "nan"], 2, "--grace"),
+        (["kill", "counter", "--grace", "inf"], 2, "--grace"),
+        (["kill", "counter", "--grace", "-1"], 2, "--grace"),
+        (["shutdown", "--grace", "nan"], 2, "--grace"),
+        (["rollback", "counter", "--rollback-window", "nan"], 2, "--rollback-window"),
         (["list", "--tenant", "日本"], 2, "the tenant's name starts with"),
         (["list", "--tenant", "a\nb"], 2, "the tenant's name contains"),
         (["list", "--tenant", ""], 2, "the tenant's name is empty"),
@@ -146,10 +173,69 @@ def test_with_json_the_error_is_the_document(deployed):
     assert body["error"] == "not_found"
     body = answer("deploy", "-", "--service-id", "x", server=deployed, code=6, stdin="1 / 0\n")
     assert body["details"]["diagnostics"][0]["line"] == 1
-    for arguments in (["deploy", "/no/such.py"], ["nothing"], ["list", "--limit", "0"], ["list", "--tenant", "/"]):
+    for arguments in (
+        ["deploy", "/no/such.py"],
+        ["nothing"],
+        ["list", "--limit", "0"],
+        ["list", "--tenant", "/"],
+        ["events", "--json", "verify"],
+    ):
         body = answer(*arguments, server=deployed, code=2)
         assert body["error"] == "invalid_request"
         assert body["message"]
+        assert is_utc(body["timestamp"])
+    assert is_utc(answer("doctor", "--config", "/no/such.toml", server=deployed, code=2)["timestamp"])
+
+
+def is_utc(text: str) -> bool:
+    """Whether it is a time as REST writes it."""
+    return text.endswith("Z") and datetime.fromisoformat(text).tzinfo is not None
+
+
+def test_what_the_store_refuses_has_its_exit_code(own_server):
+    _, most = resource.prlimit(own_server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(own_server.pid, resource.RLIMIT_FSIZE, (1, most))  # no write to any file works
+    try:
+        body = answer("deploy", str(COUNTER), server=own_server, code=8)
+    finally:
+        resource.prlimit(own_server.pid, resource.RLIMIT_FSIZE, (most, most))
+    assert body["error"] == "store_unavailable"
+
+
+def test_text_that_is_no_unicode_is_shown_all_the_same(server):
+    code = "def half():\n    return 'a\\ud800b'\ndef halves():\n    return ['\\ud800']\n"
+    solo("deploy", "-", "--service-id", "halves", server=server, stdin=code)
+    assert solo("call", "halves", "half", server=server).stdout == "a\\ud800b\n"
+    assert solo("call", "halves", "halves", server=server).stdout == '["\\ud800"]\n'
+    assert answer("call", "halves", "half", server=server) == {"result": "a\ud800b"}
+
+
+def test_more_services_than_are_shown(own_server):
+    for number in range(3):
+        own_server.deploy(f"s{number}", "def f(): pass", DEFAULT_TENANT)
+    shown = solo("list", "--limit", "2", server=own_server).stdout
+    assert shown.endswith("2 of 3; `solo list --after s1` shows more\n")
+    rest = solo("list", "--after", "s1", server=own_server).stdout
+    assert "s2" in rest
+    assert "s1" not in rest
+
+
+def test_times_say_that_they_are_utc(deployed):
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z"
+    for arguments in (["list"], ["status", "counter"], ["events"], ["history", "counter"]):
+        shown = solo(*arguments, server=deployed, TZ="Asia/Tokyo").stdout
+        assert re.search(time, shown), shown
+        assert len(re.findall(r"\d\d:\d\d:\d\d", shown)) == len(re.findall(time, shown))
+
+
+def test_a_tail_of_no_lines(server):
+    solo("deploy", "-", "--service-id", "quiet", server=server, stdin=TALKER)
+    server.call("quiet", "say", ["past"], DEFAULT_TENANT)
+    eventually(lambda: "past" in solo("logs", "quiet", server=server).stdout, "the line is stored")
+    assert solo("logs", "quiet", "--tail", "0", server=server).stdout == ""
+    assert answer("logs", "quiet", "--tail", "0", server=server) == {"lines": []}
+    status, text, _ = server.request("GET", "/logs?service_id=quiet&follow=false&tail=0", tenant=DEFAULT_TENANT)
+    assert (status, "past" in text) == (200, False)
 
 
 def test_a_deadline_and_a_service_error(server):
@@ -181,8 +267,7 @@ def test_tenants_by_flag_and_variable(server):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_logs_and_events_follow(server, tmp_path, as_json):
     service = f"talker-{as_json}".lower()
-    code = "def say(text):\n    print(text, flush=True)\n"
-    solo("deploy", "-", "--service-id", service, server=server, stdin=code)
+    solo("deploy", "-", "--service-id", service, server=server, stdin=TALKER)
     server.call(service, "say", ["first"], "default_tenant")
     extra = ["--json"] if as_json else []
 

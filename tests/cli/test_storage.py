@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import subprocess
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,12 @@ def test_events_are_filtered(busy: Server) -> None:
     everything = answer("events", server=busy)
     assert everything["oldest_id"] == 1
     moments = [event["timestamp"] for event in everything["events"]]
-    last = moments[-1]
+    first, last = moments[0], moments[-1]
     since = answer("events", "--since-time", last, server=busy)["events"]
-    assert [event["timestamp"] for event in since] == [moment for moment in moments if moment >= last]
-    before = answer("events", "--until-time", moments[0], server=busy)["events"]
-    assert [event["timestamp"] for event in before] == [moment for moment in moments if moment <= moments[0]]
+    time = datetime.fromisoformat  # a full second is written without a fraction: as text, it would sort behind
+    assert [event["timestamp"] for event in since] == [moment for moment in moments if time(moment) >= time(last)]
+    before = answer("events", "--until-time", first, server=busy)["events"]
+    assert [event["timestamp"] for event in before] == [moment for moment in moments if time(moment) <= time(first)]
     assert answer("events", "--since-time", "1h", server=busy)["events"] == everything["events"]
     assert answer("events", "--until-time", "1h", server=busy)["events"] == []
     started = answer("events", "--type", "service_started", "--service-id", "two", server=busy)["events"]
@@ -222,6 +224,8 @@ def test_a_data_dir_without_a_kernel_is_backed_up(tmp_path: Path) -> None:
         crash(server)
     made = answer("backup", str(tmp_path / "copy.db"), "--data-dir", str(tmp_path / "data"))
     assert made["last_id"] >= 3
+    assert datetime.fromisoformat(made["timestamp"]).tzinfo is not None
+    assert made["timestamp"].endswith("Z")
     answer("restore", str(tmp_path / "copy.db"), "--data-dir", str(tmp_path / "new"))
     with Server(tmp_path, data_dir=tmp_path / "new") as server:
         assert server.call("kept", "add") == 1
@@ -243,3 +247,14 @@ def test_retention_by_configuration(tmp_path: Path) -> None:
         assert server.stop() == 0
         server.start()
         assert answer("events", "verify", server=server)["ok"] is True
+
+
+@pytest.mark.parametrize("command_line", [["backup", "x.db"], ["restore", "x.db"], ["events", "verify"]])
+def test_a_configuration_that_can_not_be_used_is_told_as_json(tmp_path: Path, command_line: list[str]) -> None:
+    (tmp_path / "bad.toml").write_text("[solo]\nnothing = 1\n")
+    bad = str(tmp_path / "bad.toml")
+    code, out, err = solo(*command_line, "--data-dir", str(tmp_path), "--json", SOLO_CONFIG=bad)
+    assert (code, err) == (2, "")
+    body = json.loads(out)
+    assert (body["error"], "nothing" in body["message"]) == ("invalid_request", True)
+    assert datetime.fromisoformat(body["timestamp"]).tzinfo is not None

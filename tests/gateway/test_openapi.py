@@ -80,6 +80,8 @@ def test_every_row_says_how_it_fails() -> None:
             assert {"400", "500"} <= codes, path
     deploy = DOCUMENT["paths"]["/services"]["post"]["responses"]
     assert {"201", "400", "409", "413", "422", "429", "503"} <= set(deploy)
+    assert "`store_unavailable`" in deploy["503"]["description"]
+    assert "`store_unavailable`" not in DOCUMENT["paths"]["/services"]["get"]["responses"]["503"]["description"]
 
 
 @pytest.mark.parametrize("path", ["/events", "/logs"])
