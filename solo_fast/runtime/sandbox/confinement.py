@@ -71,7 +71,7 @@ def _limit(bounds: Bounds, work_dir: str) -> None:
         processes=bounds.processes + (bounds.network == "loopback") if "processes" in Plan.current.layers else 0,
         files=bounds.files,
         file_bytes=bounds.file_bytes,
-        cpu_s=0,
+        cpu_s=bounds.cpu_s,
     )
 
 
