@@ -85,8 +85,8 @@ def _run(config: Config, data_dir: Path, port_file: str | None, *, recover: bool
     enabled = config.get("security.sandbox") == "on"
     settings = Settings(enabled, str(data_dir / "work"), uids[-1] if uids else 0, _programs(config))
     zygote = ZygoteClient(settings, restarted)
+    _raise_descriptor_limit()  # before the zygote: what its user's services have under way counts against its limit
     zygote.spawn()
-    _raise_descriptor_limit()  # after the zygote: services keep the modest limit
 
     import uvloop
 

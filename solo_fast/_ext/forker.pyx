@@ -10,7 +10,7 @@ number can't be anybody else's yet), any process that was orphaned to it (it is 
 once when the kernel is gone.
 """
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, ENOMEM, ENOTCONN, EPIPE, errno
 from libc.signal cimport SIGKILL
 from libc.stdlib cimport realloc, strtol
 
@@ -120,6 +120,7 @@ cdef extern from * nogil:
     pid_t waitpid(pid_t pid, int *status, int options)
     int kill(pid_t pid, int number)
     int killpg(pid_t group, int number)
+    int usleep(unsigned int us)
     void _exit(int code)
 
 ORDER = "=II"
@@ -181,14 +182,26 @@ cdef void forget(pid_t pid) noexcept nogil:
             return
 
 
-cdef void tell(int control, uint32_t what, uint32_t number, pid_t pid, int status, int fd) noexcept nogil:
+cdef int try_to_tell(int control, uint32_t what, uint32_t number, pid_t pid, int status, int fd) noexcept nogil:
+    """0, or the errno of what kept the answer back. Only a kernel that is gone is a reason to end everything: Linux may
+    be short of memory, and it refuses descriptors beside a packet while its user has too many under way, which any
+    service of that user can bring about."""
     cdef Answer answer
     answer.what = what
     answer.number = number
     answer.pid = pid
     answer.status = status
-    if solo_send(control, &answer, sizeof(Answer), fd) < 0:
+    if solo_send(control, &answer, sizeof(Answer), fd) >= 0:
+        return 0
+    if errno == EPIPE or errno == ECONNRESET or errno == ENOTCONN:
         end_everything()
+    return errno
+
+
+cdef void tell(int control, uint32_t what, uint32_t number, pid_t pid, int status) noexcept nogil:
+    """An answer without a descriptor: all that it takes is a little memory, and somebody waits for it."""
+    while try_to_tell(control, what, number, pid, status, -1) != 0:
+        usleep(1000)
 
 
 cdef int kill_children(bint strays_only) noexcept nogil:
@@ -252,16 +265,31 @@ cdef void reap(int control) noexcept nogil:
         if ours:
             forget(pid)
             ended = True
-            tell(control, 4, 0, pid, status, -1)
+            tell(control, 4, 0, pid, status)
     if ended:
         kill_children(True)
+
+
+cdef int announce(int control, uint32_t number, pid_t pid) noexcept nogil:
+    """Tell the kernel of a new child. 0, or the errno of what went wrong: then the child is killed, since nobody has
+    what it takes to end it, and reaped like any other."""
+    cdef int error
+    cdef int pidfd = solo_pidfd_open(pid)
+    if pidfd < 0:
+        error = errno
+    else:
+        error = ENOMEM if remember(pid, -1) < 0 else try_to_tell(control, 2, number, pid, 0, pidfd)
+        close(pidfd)
+    if error:
+        kill(pid, SIGKILL)
+    return error
 
 
 def serve(int control_fd):
     cdef pollfd watched[2]
     cdef Order order
     cdef int fds[3]
-    cdef int count, i, error, pidfd
+    cdef int count, i, error
     cdef char drain[4096]
     cdef pid_t pid
     cdef ssize_t got
@@ -272,7 +300,7 @@ def serve(int control_fd):
     if watched[1].fd < 0 or remember(0, -1) < 0:
         raise OSError(errno, "the zygote's loop can't be set up")
     forget(0)
-    tell(control_fd, 1, 0, getpid(), 0, -1)
+    tell(control_fd, 1, 0, getpid(), 0)
     while True:
         watched[0].revents = watched[1].revents = 0
         if poll(watched, 2, -1) < 0:
@@ -298,18 +326,14 @@ def serve(int control_fd):
                 PyOS_AfterFork_Child()
                 close(watched[1].fd)
                 return fds[0], fds[1], fds[2]
-            error = errno
+            error = errno if pid < 0 else 0
             PyOS_AfterFork_Parent()
             for i in range(count):
                 close(fds[i])
-            pidfd = solo_pidfd_open(pid) if pid > 0 else -1
-            if pidfd < 0 or remember(pid, -1) < 0:
-                if pid > 0:
-                    kill(pid, SIGKILL)
-                tell(control_fd, 3, order.number, 0, error, -1)
-                continue
-            tell(control_fd, 2, order.number, pid, 0, pidfd)
-            close(pidfd)
+            if pid > 0:
+                error = announce(control_fd, order.number, pid)
+            if error:
+                tell(control_fd, 3, order.number, 0, error)
         elif order.what == 2 and count == 1:
             if remember(<pid_t>order.number, fds[0]) < 0:
                 close(fds[0])

@@ -25,6 +25,9 @@ def limit(*, data: int, address_space: int, processes: int, files: int, file_byt
     """Hard ceilings of this process (setrlimit), none above what it already has; no core file. 0 processes or seconds
     of CPU: no ceiling of ours. Bytes, but for the counts."""
 
+def limit_files_softly(files: int) -> None:
+    """How many descriptors this process may open until it asks for more itself."""
+
 def landlock_abi() -> int:
     """0 where there is no Landlock."""
 

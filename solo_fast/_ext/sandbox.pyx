@@ -82,6 +82,13 @@ cdef extern from * nogil:
         return setrlimit(what, &limit);
     }
 
+    static int solo_limit_softly(int what, uint64_t value) {
+        struct rlimit limit;
+        if (getrlimit(what, &limit) != 0) return -1;
+        limit.rlim_cur = value < limit.rlim_max ? value : limit.rlim_max;
+        return setrlimit(what, &limit);
+    }
+
     /* Nobody else, for good: the real, effective and saved ids, and at most one group beside. Capabilities go with it.
        The plain calls: glibc's would tell other threads, of which there are none. */
     static int solo_become(uid_t uid, gid_t gid, gid_t group) {
@@ -123,6 +130,7 @@ cdef extern from * nogil:
     int solo_seccomp(const void *code, size_t size, unsigned flags)
     int solo_close_range(unsigned first, unsigned last)
     int solo_limit(int what, uint64_t value)
+    int solo_limit_softly(int what, uint64_t value)
     int solo_become(unsigned uid, unsigned gid, unsigned group)
     int solo_drop_capabilities()
     int solo_mount_flags(const char *path, uint64_t set)
@@ -193,6 +201,10 @@ def limit(*, uint64_t data, uint64_t address_space, uint64_t processes, uint64_t
         checked(solo_limit(RLIMIT_NPROC, processes), "setrlimit(RLIMIT_NPROC)")
     if cpu_s:
         checked(solo_limit(RLIMIT_CPU, cpu_s), "setrlimit(RLIMIT_CPU)")
+
+
+def limit_files_softly(uint64_t files):
+    checked(solo_limit_softly(RLIMIT_NOFILE, files), "setrlimit(RLIMIT_NOFILE)")
 
 
 # -- Landlock and seccomp ----------------------------------------------------------------------------------------

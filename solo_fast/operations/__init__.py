@@ -222,7 +222,8 @@ class Operations(RegistryOperations, StorageOperations):
         if request.format == "external_binary":
             raise InvalidRequest("there is nothing to check in an external binary; check is for python_source")
         text = source_of(request, self.config.get("limits.max_source_bytes"))
-        report = await self._supervisor.check(filename_of(request.filename or "service.py"), text)
+        filename = filename_of(request.filename or "service.py")
+        report = await self._supervisor.check(caller.tenant, filename, text)
         report["code_check"] = self.config.for_tenant(caller.tenant).get("security.code_check")
         return msgspec.convert(report, m.CheckResponse)
 

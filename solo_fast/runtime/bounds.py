@@ -36,6 +36,7 @@ class Bounds(NamedTuple):
         memory_bytes: its max_memory_bytes, from which the hard ceilings of a process follow.
         processes: processes and threads, itself included.
         files, file_bytes: open descriptors of a process, and the size of a file that it writes.
+        cpu_s: CPU seconds of a process, after which Linux ends it; 0: no end.
         programs: whether it is an external binary, which may execute what Settings.program_paths hold.
     """
 
@@ -47,3 +48,4 @@ class Bounds(NamedTuple):
     files: int = 1024
     file_bytes: int = 1024 * MIB
     programs: bool = False
+    cpu_s: int = 0

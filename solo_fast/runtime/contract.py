@@ -52,6 +52,9 @@ def line_of(source: str, line: int) -> str:
     return lines[line - 1] if 0 < line <= len(lines) else ""
 
 
+NO_MEMORY = "compiling the source takes too much memory, or it is nested too deeply"
+
+
 def compile_source(source: str, filename: str) -> CodeType:
     """Compile user source under its own file name.
 
@@ -65,7 +68,7 @@ def compile_source(source: str, filename: str) -> CodeType:
 
 
 def _not_compiled(error: Exception, source: str) -> ContractError:
-    shown = error.msg if isinstance(error, SyntaxError) else error
+    shown = error.msg if isinstance(error, SyntaxError) else NO_MEMORY if isinstance(error, MemoryError) else error
     message = f"{type(error).__name__}: {shown}".rstrip(": ")
     line, column, text = 0, 0, ""
     if isinstance(error, SyntaxError) and error.lineno:
@@ -345,9 +348,10 @@ def report(source: str, filename: str) -> dict[str, Any]:
     findings = {"findings": examined["findings"], "findings_total": examined["total"]}
     try:
         return {**_described(source, filename), **findings}
-    except (RecursionError, MemoryError):  # a default or annotation that is nested too deeply to be written out
-        message = "RecursionError: the source is nested too deeply"
-        return {"ok": False, "diagnostics": [diagnostic(message)], **findings}
+    except RecursionError:  # a default or annotation that is nested too deeply to be written out
+        return {"ok": False, "diagnostics": [diagnostic("RecursionError: the source is nested too deeply")], **findings}
+    except MemoryError:
+        return {"ok": False, "diagnostics": [diagnostic(f"MemoryError: {NO_MEMORY}")], **findings}
 
 
 def _described(source: str, filename: str) -> dict[str, Any]:

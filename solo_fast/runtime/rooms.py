@@ -179,34 +179,46 @@ def _open_up(name: str, folder: int | None) -> None:
 
 
 def _empty(top: int) -> None:
-    """Empty an open folder: what lies deeper is moved up into it first, so that the depth never matters."""
-    names = (f".removing-{number}" for number in count())
+    """Empty an open folder: what lies deeper is moved up into it first, so that the depth never matters.
+
+    It moves up under names that nobody could foresee: a folder can't be renamed onto one that has something in it, so
+    that a name which whoever filled this had taken would stay, and all below it.
+    """
+    token = os.urandom(8).hex()
+    names = (f".removing-{token}-{number}" for number in count())
     _open_up(".", top)
     while True:
-        removed = 0
+        progress = 0
         for name in os.listdir(top):
             if not _is_folder(name, top):
-                removed += _try(os.unlink, name, top)
+                progress += _try(os.unlink, name, top)
                 continue
             _open_up(name, top)
             with contextlib.suppress(OSError):
-                _flatten(name, top, names)
-            removed += _try(os.rmdir, name, top)
-        if not removed:
+                progress += _flatten(name, top, names)
+            progress += _try(os.rmdir, name, top)
+        if not progress:
             return
 
 
-def _flatten(name: str, top: int, names: Iterator[str]) -> None:
+def _flatten(name: str, top: int, names: Iterator[str]) -> int:
+    """Remove what is in a folder of `top`, and move the folders in it up; how many entries that worked with."""
     folder = os.open(name, _AS_A_FOLDER, dir_fd=top)
     try:
-        for entry in os.listdir(folder):
-            if _is_folder(entry, folder):
-                _open_up(entry, folder)
-                os.rename(entry, next(names), src_dir_fd=folder, dst_dir_fd=top)
-            else:
-                _try(os.unlink, entry, folder)
+        return sum(_lift(entry, folder, top, names) for entry in os.listdir(folder))
     finally:
         os.close(folder)
+
+
+def _lift(entry: str, folder: int, top: int, names: Iterator[str]) -> int:
+    if not _is_folder(entry, folder):
+        return _try(os.unlink, entry, folder)
+    _open_up(entry, folder)
+    try:
+        os.rename(entry, next(names), src_dir_fd=folder, dst_dir_fd=top)
+    except OSError:  # one that stays is no reason to leave the others
+        return 0
+    return 1
 
 
 def _is_folder(name: str, folder: int) -> bool:

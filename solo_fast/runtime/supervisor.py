@@ -357,9 +357,9 @@ class Supervisor:
         """Know of a service that stays in the desired state without being started, so that versions go on counting."""
         self._versions_before[row.tenant, row.service_id] = row.version.number
 
-    async def check(self, filename: str, text: bytes) -> dict[str, Any]:
+    async def check(self, tenant: str, filename: str, text: bytes) -> dict[str, Any]:
         """Compile source and report its methods and findings, in a process that runs nothing of it."""
-        return await self.checkers.report(filename, text)
+        return await self.checkers.report(tenant, filename, text)
 
     # -- the house of its services -------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ ANSWER = struct.Struct(forker.ANSWER)
 START_SECONDS_MAX = 30.0
 STATUS_SECONDS_MAX = 1.0
 REPORT_BYTES_MAX = 65536
+_GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 RESTART_SECONDS = 0.2  # pause before another try when a zygote does not come up
 
 log = logging.getLogger("solo.zygote")
@@ -143,7 +144,8 @@ class ZygoteClient:
             except BlockingIOError:  # the zygote is busy forking: its queue holds a few dozen packets
                 await asyncio.sleep(0.001)
             except OSError as error:
-                raise InternalError(f"the zygote is gone: {error}") from None
+                why = "is gone" if error.errno in _GONE else "can't be told"
+                raise InternalError(f"the zygote {why}: {error.strerror}") from None
 
     async def exit_status(self, child: Child) -> int | None:
         """The wait status of a child that has exited, reaped by whoever is its parent; None where nobody can say."""
@@ -257,7 +259,10 @@ class ZygoteClient:
         self._restarting = None
         for pid, pidfd in list(self._running.items()):  # the new zygote ends them, should the kernel be killed
             self._adopted.add(pid)
-            await self._tell(forker.ADOPT, pid, pidfd)
+            try:
+                await self._tell(forker.ADOPT, pid, pidfd)
+            except InternalError as error:  # its lifeline ends it too
+                log.warning("the new zygote does not know of pid %d: %s", pid, error)
         self._end_strays()
         log.warning("a new zygote is ready (pid %d)", self.pid)
         self._on_restart()

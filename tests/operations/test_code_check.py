@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
+from pathlib import Path
 
 import grpc
 import pytest
@@ -210,3 +212,52 @@ def test_many_at_once_are_all_checked(own_server):
     for thread in threads:
         thread.join()
     assert found == [2] * 30
+
+
+NESTED = "def f():\n    return 1\nx = [" + "[], " * 12_000 + "]\n"  # too long for a turn in the shared checker
+
+
+def checkers(server: Server) -> dict[int, str]:
+    """Processes that look at sources, which have nobody's name, and their limits."""
+    found = {}
+    for pid in descendants(server.pid):
+        try:
+            if Path(f"/proc/{pid}/comm").read_text() == "/\n":
+                found[pid] = Path(f"/proc/{pid}/limits").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def while_checking(server: Server, tenants: list[str]) -> tuple[list[dict], list[dict[int, str]]]:
+    """Check a long source for each of them at once: the reports, and the checkers as seen meanwhile."""
+    reports, seen = [], []
+
+    def check(number: int, tenant: str) -> None:
+        reports.append(server.request("POST", "/check", {"code": f"{NESTED}# {number}\n"}, tenant=tenant)[1])
+
+    threads = [threading.Thread(target=check, args=pair) for pair in enumerate(tenants)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        seen.append(checkers(server))
+    return reports, seen
+
+
+def test_long_sources_of_a_tenant_are_checked_one_at_a_time(own_server):
+    eventually(lambda: checkers(own_server), "the shared checker is ready")
+    reports, seen = while_checking(own_server, ["acme"] * 6)
+    assert [report["ok"] for report in reports] == [True] * 6
+    assert max(len(found) for found in seen) == 2  # the shared one beside
+
+
+def test_a_checker_has_little_memory_and_time(own_server):
+    eventually(lambda: checkers(own_server), "the shared checker is ready")
+    [shared] = checkers(own_server)
+    _, seen = while_checking(own_server, ["acme"] * 2)
+    limits = {pid: text for found in seen for pid, text in found.items()}
+    for text in limits.values():
+        assert int(re.search(r"Max data size +(\d+)", text)[1]) <= 384 << 20
+    times = {pid: re.search(r"Max cpu time +(\S+)", text)[1] for pid, text in limits.items()}
+    assert times.pop(shared) == "unlimited"  # it serves on and on; a turn in it is a second at most
+    assert set(times.values()) == {"6"}

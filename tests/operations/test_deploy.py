@@ -226,6 +226,21 @@ def test_kills_that_meet_replacements_are_told_as_such(server):
     eventually(lambda: not [name for name in server.work_dirs() if name.startswith("acme.met.")], "no room is left")
 
 
+def test_a_kill_removes_what_was_made_to_withstand_the_removal(server):
+    code = """
+import os
+
+def trap():
+    os.makedirs(".removing-0/a/b")
+    with open(".removing-0/a/b/big", "wb") as file:
+        file.write(b"x" * 4096)
+"""
+    server.deploy("trapped", code)
+    server.call("trapped", "trap")
+    server.request("DELETE", "/services/trapped?force=true")
+    eventually(lambda: not any("trapped" in name for name in server.work_dirs()), "its room is gone")
+
+
 def test_terminate_is_called_with_the_reason(server):
     code = (
         "from solo_fast import Service\n"

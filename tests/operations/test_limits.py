@@ -64,6 +64,17 @@ def fill_unseen(mib):
         kept[-1].write(bytes(1 << 20))
     kept[-1].flush()
 
+def fill_mapped(mib):
+    import ctypes
+    libc = ctypes.CDLL(None)
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    for _ in range(mib):
+        with open("mapped", "w+b") as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            libc.mmap(None, 1 << 20, 1, 1, file.fileno(), 0)  # PROT_READ, MAP_SHARED
+        os.unlink("mapped")
+
 def shout(count):
     for number in range(count):
         print("line", number)
@@ -328,10 +339,10 @@ def test_a_full_mailbox_answers_at_once_and_is_told_once(held):
     assert held.call("narrow", "pid")
 
 
-@pytest.mark.parametrize("way", ["fill", "fill_unseen"])
+@pytest.mark.parametrize("way", ["fill", "fill_unseen", "fill_mapped"])
 def test_a_full_disk_is_answered_by_a_kill(held, way):
     service = way.replace("_", "-")
-    if way == "fill_unseen" and (os.geteuid() != 0 or held.status("trial")["usage"]["held_by"] != "cgroup"):
+    if way != "fill" and (os.geteuid() != 0 or held.status("trial")["usage"]["held_by"] != "cgroup"):
         pytest.skip("only root sees what a process holds open that is not dumpable")
     held.deploy(service, GREEDY, limits={"max_disk_bytes": 8 * MIB, "max_restarts": 0})
     held.request("POST", f"/services/{service}/cast/{way}", [20])

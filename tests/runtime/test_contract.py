@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 
 import pytest
@@ -160,3 +161,21 @@ def test_report_says_what_can_not_be_served(source):
     report = contract.report(source, "a.py")
     assert not report["ok"]
     assert report["diagnostics"][0]["message"]
+
+
+def test_a_source_that_takes_more_memory_than_there_is_is_reported():
+    """Elsewhere, under a ceiling: what is too large for a checker is answered like any other source."""
+    program = """
+import resource, sys
+from solo_fast.runtime import contract
+size = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (size + (24 << 20),) * 2)
+report = contract.report("x = [" + "[], " * 60_000 + "]\\ndef f(): pass\\n", "a.py")
+print(report["ok"], report["diagnostics"][0]["message"], report["findings"][0]["message"], sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "False",
+        "MemoryError: compiling the source takes too much memory, or it is nested too deeply",
+        "the source is nested too deeply, or takes too much memory, to be checked",
+    ], done.stderr

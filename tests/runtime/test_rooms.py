@@ -70,11 +70,36 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
     (top / "below").mkdir(parents=True)
     (top / "link").symlink_to(precious)
     (top / "below" / "link").symlink_to(precious)
-    (top / ".removing-0").touch()  # a name that the removal itself would use
     (top / "below" / "folder").mkdir()
     remove_tree(top)
     assert not top.exists()
     assert (precious / "file").exists()
+
+
+def test_names_that_a_removal_might_use_stop_nothing(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    for number in range(3):
+        top.mkdir()
+        (top / f".removing-{number}" / "a" / "b").mkdir(parents=True)
+        (top / f".removing-{number}" / "a" / "b" / "big").write_bytes(b"x" * 4096)
+        remove_tree(top)
+        assert not top.exists()
+
+
+def test_one_folder_that_stays_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = tmp_path / "top"
+    for name in ("a", "stays", "z"):
+        (top / "folder" / name / "below").mkdir(parents=True)
+    rename = os.rename
+
+    def refuse_one(source: str, target: str, **folders: int) -> None:
+        if source == "stays":  # such as a mount point
+            raise PermissionError
+        rename(source, target, **folders)
+
+    monkeypatch.setattr(os, "rename", refuse_one)
+    remove_tree(top)
+    assert [path.name for path in sorted(top.rglob("*"))] == ["folder", "stays", "below"]
 
 
 def test_closed_folders(tmp_path: Path) -> None:

@@ -3,23 +3,27 @@
 The kernel's loop never parses what somebody sent, and neither does the service's own process, whose private memory the
 syntax tree would add to. A checker is a blank child, as sandboxed as they are. One is kept and warm, and short sources
 take turns in it: that is quicker than a fork for each. A long source gets a checker of its own, and so does one that
-comes when many wait, so that nobody keeps the others waiting.
+comes when many wait, so that nobody keeps the others waiting. A syntax tree can take hundreds of times what its source
+does, so there are few of these at a time (turns.py), and none may take more memory or time than a checker has use for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 
-from solo_fast.domain.errors import DeployFailed, InternalError, KernelOverloaded
+from solo_fast.domain.errors import DeployFailed, InternalError, SoloError
 from solo_fast.domain.messages import CodeCheck
-from solo_fast.runtime.bounds import Bounds
+from solo_fast.runtime.bounds import MIB, Bounds
 from solo_fast.runtime.check.examination import CLEAN, Examination, unchecked
+from solo_fast.runtime.check.turns import Turns
 from solo_fast.runtime.frames import Kind
 from solo_fast.runtime.pool import WarmPool
 from solo_fast.runtime.process import Process
@@ -31,6 +35,9 @@ CHECK_SECONDS = 5.0
 TURN_SECONDS = 1.0  # for a source in the shared checker; one that takes longer is tried again in one of its own
 TURN_BYTES = 16_384  # of a source that may take a turn: some ten milliseconds
 WAITING_MAX = 8  # for a turn
+OWN_MAX = len(os.sched_getaffinity(0))  # checkers beside the shared one: more would only take each other's time
+OWN_WAIT_SECONDS = 15.0  # for one of these
+MEMORY_BYTES = 64 * MIB  # as a service's limit: its ceiling is 384 MiB of data. A megabyte of Python takes about 70
 TURNS_MAX = 1000  # of one checker
 EXAMINATIONS_MAX = 2000  # that are remembered
 WARM_UP = (b"import os\n\n\nclass A:\n    def f(self, a=1):\n        return [os.path.join(b) for b in a]\n", 16)
@@ -76,6 +83,7 @@ class Checkers:
         self._shared: _Checker | None = None
         self._turn = asyncio.Lock()
         self._waiting = 0
+        self._own = Turns(OWN_MAX, OWN_WAIT_SECONDS)
         self._stocking: asyncio.Task[None] | None = None
         self._known: OrderedDict[_Key, Examination] = OrderedDict()
         self._examining: dict[_Key, asyncio.Task[Examination]] = {}
@@ -99,7 +107,7 @@ class Checkers:
         finally:
             self._stocking = None
 
-    async def _take(self) -> _Checker:
+    async def _take(self, cpu_s: int = 0) -> _Checker:
         uid = self._rooms.take_uid()
         try:
             process = await self._pool.take()
@@ -108,7 +116,7 @@ class Checkers:
             raise
         process.exited.add_done_callback(lambda _: self._rooms.release_uid(uid))
         self._pool.refill()
-        return _Checker(process, Bounds(uid=uid))
+        return _Checker(process, Bounds(uid=uid, memory_bytes=MEMORY_BYTES, cpu_s=cpu_s))
 
     async def _in_shared(self, kind: int, filename: str, text: bytes, timeout_s: float) -> dict[str, Any]:
         """Ask the shared checker; whoever does has the turn. What goes wrong there ends it."""
@@ -125,14 +133,20 @@ class Checkers:
             self._shared = None
             raise
 
-    async def _in_own(self, kind: int, filename: str, text: bytes) -> dict[str, Any]:
-        checker = await self._take()
+    async def _in_own(self, tenant: str, kind: int, filename: str, text: bytes) -> dict[str, Any]:
+        turn = await self._own.enter(tenant)
+        try:
+            checker = await self._take(math.ceil(CHECK_SECONDS) + 1)
+        except BaseException:
+            self._own.leave(turn)
+            raise
+        checker.process.exited.add_done_callback(lambda _: self._own.leave(turn))  # not before its memory is free
         try:
             return await checker.look(kind, filename, text, CHECK_SECONDS)
         finally:
             checker.process.kill()
 
-    async def _ask(self, kind: int, filename: str, text: bytes) -> dict[str, Any]:
+    async def _ask(self, tenant: str, kind: int, filename: str, text: bytes) -> dict[str, Any]:
         if len(text) <= TURN_BYTES and self._waiting < WAITING_MAX:
             self._waiting += 1
             try:
@@ -143,17 +157,18 @@ class Checkers:
             finally:
                 self._waiting -= 1
                 self.begin()
-        return await self._in_own(kind, filename, text)
+        return await self._in_own(tenant, kind, filename, text)
 
     # -- what is asked -----------------------------------------------------------------------------------------------
 
-    async def report(self, filename: str, text: bytes) -> dict[str, Any]:
+    async def report(self, tenant: str, filename: str, text: bytes) -> dict[str, Any]:
         """What `check` answers: whether the source compiles, its methods and its findings.
 
         Raises:
             DeployFailed: the checker did not come back in time, or the source took it down.
+            TenantOverloaded, KernelOverloaded: too many others are checked.
         """
-        return await self._ask(Kind.CHECK, filename, text)
+        return await self._ask(tenant, Kind.CHECK, filename, text)
 
     def _known_examination(self, key: _Key) -> Examination | None:
         known = self._known.get(key)
@@ -177,10 +192,11 @@ class Checkers:
         return await asyncio.shield(task)  # somebody else may wait for the same
 
     async def _examine(self, key: _Key, text: bytes) -> Examination:
+        tenant, _ = key
         try:
-            answer = await self._ask(Kind.EXAMINE, "", text)
+            answer = await self._ask(tenant, Kind.EXAMINE, "", text)
             found = msgspec.convert(answer, Examination) if answer["total"] else CLEAN
-        except (InternalError, KernelOverloaded, DeployFailed, msgspec.ValidationError, KeyError, TypeError) as error:
+        except (SoloError, msgspec.ValidationError, KeyError, TypeError) as error:
             return unchecked(str(error))  # not remembered: the next try may have more luck
         self._known[key] = found
         if len(self._known) > EXAMINATIONS_MAX:

@@ -182,6 +182,6 @@ PRIVATE = Rule("private_import", "warning", "is Solo's own: a service imports so
 
 # -- what is not checked: errors, so that no source evades the policy `deny` by its size or shape -------
 
-TOO_DEEP = Rule("too_deep", "error", "is nested too deeply to be checked")
+TOO_DEEP = Rule("too_deep", "error", "is nested too deeply, or takes too much memory, to be checked")
 SOURCE_MAX = 512 * 1024  # characters: a tree takes thirty times as many bytes, and the time of two compilations
 TOO_LONG = Rule("too_long", "error", f"has more than {SOURCE_MAX:,} characters, too many to be checked")

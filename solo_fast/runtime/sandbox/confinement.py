@@ -50,6 +50,8 @@ def confine(bounds: Bounds, work_dir: str) -> None:
     layers = Plan.current.layers
     if bounds.network == "loopback" and layers and "seccomp" not in layers:
         raise OSError("network loopback takes the layer seccomp, which this host lacks; use none or all")
+    if "rlimits" not in layers:  # the zygote has raised its own, and programs that use select can't have so many
+        calls.limit_files_softly(bounds.files)
     for layer, step in STEPS:
         if layer in layers:
             step(bounds, work_dir)
@@ -69,7 +71,7 @@ def _limit(bounds: Bounds, work_dir: str) -> None:
         processes=bounds.processes + (bounds.network == "loopback") if "processes" in Plan.current.layers else 0,
         files=bounds.files,
         file_bytes=bounds.file_bytes,
-        cpu_s=0,
+        cpu_s=bounds.cpu_s,
     )
 
 

@@ -273,7 +273,7 @@ class Swaps:
     async def _check(self, spec: Spec, code_check: CodeCheck) -> None:
         """What can be said of a version before the old one stops; raises DeployFailed."""
         checkers = self._floor.checkers
-        report = await checkers.report(spec.version.filename, spec.text)
+        report = await checkers.report(spec.tenant, spec.version.filename, spec.text)
         if not report["ok"]:
             raise deploy_failed(report["diagnostics"][0]["message"], report["diagnostics"])
         if code_check == "deny":
