@@ -19,7 +19,7 @@ from tests.unprivileged import NOBODY, as_nobody, can_be
 MIB = 1 << 20
 
 GREEDY = """
-import os, time
+import ctypes, os, threading, time
 kept = []
 
 def pid():
@@ -50,6 +50,32 @@ def fork(count):
         except OSError:
             break
         made += 1
+    return made
+
+def fork_from_a_thread(mib):
+    def hold():
+        if os.fork() == 0:
+            kept.append(bytearray(mib << 20))
+            time.sleep(600)
+        time.sleep(600)
+
+    threading.Thread(target=hold, daemon=True).start()
+
+def leave_a_daemon(mib):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            kept.append(bytearray(mib << 20))
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+
+def be_a_parents_child(mib):
+    CLONE_PARENT = 0x8000
+    number = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    made = ctypes.CDLL(None).syscall(number, CLONE_PARENT | 17, 0, 0, 0, 0)
+    if made == 0:
+        kept.append(bytearray(mib << 20))
+        time.sleep(600)
     return made
 
 def fill(mib):
@@ -173,6 +199,20 @@ def test_memory_of_forked_processes_counts(held):
     held.request("POST", "/services/bomb-below/cast/bomb_below")
     eventually(lambda: held.status("bomb-below")["status"] == "gave_up", "it is given up")
     assert one_violation(held, "bomb-below", "memory", "kill")["value"] >= 64 * MIB
+
+
+@pytest.mark.parametrize("way", ["fork_from_a_thread", "leave_a_daemon"])
+def test_memory_of_processes_that_do_not_descend_from_its_first_thread_counts(held, way):
+    service = way.replace("_", "-")
+    held.deploy(service, GREEDY, limits={"max_memory_bytes": 64 * MIB, "max_restarts": 0})
+    held.request("POST", f"/services/{service}/cast/{way}", [96])
+    eventually(lambda: held.status(service)["status"] == "gave_up", "it is given up", 10)
+    assert one_violation(held, service, "memory", "kill")["value"] >= 64 * MIB
+
+
+def test_a_service_makes_no_brothers_of_itself(held):
+    held.deploy("brother", GREEDY)
+    assert held.call("brother", "be_a_parents_child", [1]) == -1
 
 
 def test_a_bomb_in_init_fails_the_deploy_and_says_why(held):

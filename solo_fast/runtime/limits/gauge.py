@@ -11,7 +11,7 @@ import os
 import resource
 
 from solo_fast._ext import probe
-from solo_fast.runtime.family import add_below
+from solo_fast.runtime.family import add_below, children_of_others
 from solo_fast.runtime.limits.cgroup import Group
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -54,6 +54,7 @@ class Gauge:
 
     Attributes:
         members: the other processes of the service, as of the last look.
+        strays: those of its processes that no longer descend from it, as its limiter has found them.
         forks_refused: how often Linux refused it another process or thread; 0 where nobody counts that.
         alarms: a number that moves before the memory of its group runs out.
     """
@@ -69,6 +70,7 @@ class Gauge:
         "alarms",
         "forks_refused",
         "members",
+        "strays",
     )
 
     def __init__(self, pid: int, group: Group | None) -> None:
@@ -82,6 +84,7 @@ class Gauge:
         self._kept: list[int] = []
         self._pages = 0
         self.members: list[int] = []
+        self.strays: list[int] = []
         self.forks_refused = 0
         self.alarms = 0
 
@@ -104,9 +107,17 @@ class Gauge:
         if self._group is not None and self._lists_members:
             # Read anew each time: version 1 goes on showing an old list to whoever reads one more than once a second.
             found = [pid for pid in self._group.members() if pid != self._leader] if tasks != 1 else []
-        elif found:
-            add_below(found, most)
+        else:
+            found += children_of_others(self._leader)
+            found += [pid for pid in self.strays if pid not in found]
+            if found:
+                add_below(found, most)
         self.members = found
+
+    @property
+    def lists_members(self) -> bool:
+        """Whether its group tells who belongs to it."""
+        return self._lists_members
 
     def _open(self) -> list[int]:
         fds: list[int] = []

@@ -97,6 +97,7 @@ class Rule:
 
 
 CLONE_NEW_ANY = 0x7E020080  # every CLONE_NEW* flag, CLONE_NEWTIME too
+CLONE_PARENT = 0x8000
 CLONE_THREAD = 0x10000
 SET_ID_BITS = 0o6000
 MSG_FASTOPEN = 0x20000000
@@ -134,6 +135,7 @@ CLOSED: tuple[Rule, ...] = (
     Rule("process_vm_readv pidfd_getfd"),  # which the guard of a service under loopback needs
     Rule("unshare setns setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset"),
     Rule("clone", (If(0, "any_bit", CLONE_NEW_ANY),)),
+    Rule("clone", (If(0, "any_bit", CLONE_PARENT),)),  # what a service forks is looked for below it
     # A service stays in its process group, which is what is killed with it, by whomever.
     Rule("setsid setpgid"),
     *(Rule("prctl", (If(0, "equal", option),)) for option in (4, 8, 22, 36, 0x59616D61)),
