@@ -37,6 +37,7 @@ class Bounds(NamedTuple):
         processes: processes and threads, itself included.
         files, file_bytes: open descriptors of a process, and the size of a file that it writes.
         programs: whether it is an external binary, which may execute what Settings.program_paths hold.
+        sampled: whether its memory is looked at from outside, where some kinds of it do not show.
     """
 
     uid: int = 0
@@ -47,3 +48,4 @@ class Bounds(NamedTuple):
     files: int = 1024
     file_bytes: int = 1024 * MIB
     programs: bool = False
+    sampled: bool = True

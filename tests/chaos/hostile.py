@@ -169,7 +169,8 @@ def raw_calls_with(calls):
 
 def old_gate():
     """The 32-bit way into the kernel, where a filter for 64 bits might not look: getpid by int 0x80."""
-    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    prot = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    code = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=prot)
     code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
     ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
     return "done"
@@ -265,6 +266,42 @@ def memory_bomb(shared=False):
             held[-1].write(bytes(64 << 20))
         else:
             held.append(b"x" * (64 << 20))
+
+
+def hidden_memory():
+    """What stays in memory without being mapped: shared memory without a file, huge pages, the buffers of sockets."""
+
+    def share_zeros():
+        with open("/dev/zero", "rb") as file:
+            mmap.mmap(file.fileno(), 4096, mmap.MAP_SHARED, mmap.PROT_READ).close()
+
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    one, other = socket.socketpair()
+    with one, other:
+        usual = [one.getsockopt(socket.SOL_SOCKET, size) for size in (socket.SO_SNDBUF, socket.SO_RCVBUF)]
+        asked = attempt(lambda: one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17))
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
+        now = [
+            end.getsockopt(socket.SOL_SOCKET, size)
+            for end, size in ((one, socket.SO_SNDBUF), (other, socket.SO_RCVBUF))
+        ]
+    return {
+        "shared": attempt(lambda: mmap.mmap(-1, 4096).close()),
+        "zeros": attempt(share_zeros),
+        "huge": attempt(lambda: mmap.mmap(-1, 2 << 20, private | 0x40000).close()),
+        "private": attempt(lambda: mmap.mmap(-1, 4096, private).close()),
+        "asked": asked,
+        "buffers": "larger" if now != usual else "as they were",
+    }
+
+
+def shared_file():
+    """What SQLite does for its write-ahead log."""
+    with open("shared", "w+b") as file:
+        file.truncate(4096)
+        with mmap.mmap(file.fileno(), 4096) as mapped:
+            mapped[:4] = b"mine"
+        return file.read(4).decode()
 
 
 def fill_a_file():

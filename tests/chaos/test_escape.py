@@ -308,6 +308,16 @@ def test_a_memory_bomb(kernel: Server, hostile: str, shared: bool) -> None:
     assert kernel.call(hostile, "pid")
 
 
+def test_memory_that_shows_in_no_process(kernel: Server, hostile: str) -> None:
+    found = kernel.call(hostile, "hidden_memory")
+    assert (found.pop("private"), found.pop("asked")) == ("done", "done")
+    if kernel.status(hostile)["usage"]["held_by"] == "sampling":
+        assert found == {"shared": "EPERM", "zeros": "EACCES", "huge": "EPERM", "buffers": "as they were"}
+    else:
+        assert (found["shared"], found["zeros"], found["buffers"]) == ("done", "done", "larger")
+    assert kernel.call(hostile, "shared_file") == "mine"
+
+
 def test_a_file_of_any_size(kernel: Server, hostile: str) -> None:
     assert kernel.call(hostile, "fill_a_file") == [FILE_BYTES, "EFBIG"]
 

@@ -129,6 +129,10 @@ class Limiter:
 
     # -- processes come and go -----------------------------------------------------------------------------------
 
+    @property
+    def samples_memory(self) -> bool:
+        return "memory" not in self.cgroups.bases
+
     def enclose(self, process: Process) -> None:
         """Give a blank its group, in the background: nothing of a tenant's runs in it yet."""
         if not self.cgroups.version or self._closed:

@@ -114,6 +114,9 @@ def _restrict_files(bounds: Bounds, work_dir: str) -> None:
         fd = os.open(work_dir, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
         work = landlock.WORK | landlock.MAKE_SOCK if bounds.programs else landlock.WORK
         calls.landlock_allow(RULESET_FD, fd, work & landlock.handled(Plan.current.abi))
+    if not bounds.sampled:  # mapped and shared, it is memory that shows in no process
+        fd = os.open("/dev/zero", os.O_PATH | os.O_CLOEXEC)
+        calls.landlock_allow(RULESET_FD, fd, landlock.READ_FILE)
     for path in Plan.current.program_paths if bounds.programs else ():
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         calls.landlock_allow(RULESET_FD, fd, (landlock.READ | landlock.EXECUTE) & landlock.handled(Plan.current.abi))
@@ -135,7 +138,7 @@ def _close_descriptors(bounds: Bounds, work_dir: str) -> None:
 
 
 def _filter_calls(bounds: Bounds, work_dir: str) -> None:
-    program = Plan.current.filters[bounds.network, bounds.programs]
+    program = Plan.current.filters[bounds.network, bounds.programs, bounds.sampled]
     if bounds.network == "loopback":
         guard.hand_over(*GUARD_FDS, calls.filter_calls_with_listener(program))
     else:

@@ -28,7 +28,8 @@ _SYSTEM = (
     "/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/gai.conf",
     "/etc/services", "/etc/protocols",
 )  # fmt: skip
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_READABLE_DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")
+_DEVICES = (*_READABLE_DEVICES, "/dev/zero")
 
 
 def prepare(settings: Settings, set_up: SetUp) -> dict[str, LayerReport]:
@@ -124,7 +125,7 @@ def _open_paths(plan: Plan, readable: list[str], missing: dict[str, str]) -> Non
         return
     writable_device = landlock.READ_FILE | landlock.WRITE_FILE
     wanted = [(path, landlock.READ) for path in readable]
-    wanted += [(path, writable_device if path == "/dev/null" else landlock.READ_FILE) for path in _DEVICES]
+    wanted += [(path, writable_device if path == "/dev/null" else landlock.READ_FILE) for path in _READABLE_DEVICES]
     handled = landlock.handled(plan.abi)
     found = []
     for path, rights in wanted:

@@ -49,9 +49,12 @@ def try_out(plan: Plan, settings: Settings, set_up: SetUp, missing: dict[str, st
         if "seccomp" in plan.layers:
             forks = "processes" in plan.layers
             plan.filters = {
-                (policy, programs): seccomp.closing(policy, lifeline_fd=LIFELINE_FD, programs=programs, forks=forks)
+                (policy, programs, sampled): seccomp.closing(
+                    policy, lifeline_fd=LIFELINE_FD, programs=programs, forks=forks, sampled=sampled
+                )
                 for policy in seccomp.POLICIES
                 for programs in (False, True)
+                for sampled in (False, True)
             }
         failures = _trial(settings, set_up)
         if "uid" in failures:  # the others may fail for that alone
