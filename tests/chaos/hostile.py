@@ -59,6 +59,44 @@ def write(paths):
     return {path: attempt(lambda path=path: os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644))) for path in paths}
 
 
+def meddle(other):
+    """Learn of another's work directory, or spoil it."""
+    libc.inotify_add_watch.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32]
+    watch = libc.inotify_init1(0o4000)
+
+    def watched(path):
+        if libc.inotify_add_watch(watch, path.encode(), 0xFFF) < 0:
+            raise OSError(ctypes.get_errno(), path)
+
+    inside, house = f"{other}/inside", os.path.dirname(other)
+    return {
+        "stat": attempt(lambda: os.stat(inside)),
+        "readlink": attempt(lambda: os.readlink(f"{other}/link")),
+        "watch": attempt(lambda: watched(other)),
+        "watch its house": attempt(lambda: watched(house)),
+        "utime": attempt(lambda: os.utime(inside, (1, 1))),
+        "xattr": attempt(lambda: os.setxattr(inside, "user.x", b"evil")),
+        "chmod": attempt(lambda: os.chmod(other, 0o700)),
+        "chmod its house": attempt(lambda: os.chmod(house, 0o711)),
+    }
+
+
+def close_to_others(path):
+    """What lies around its own work directory belongs to all."""
+    before = os.stat(path).st_mode & 0o777
+    return attempt(lambda: os.chmod(path, before))
+
+
+def own_names():
+    """Its work directory by each name, and whether it works by it."""
+    here, home = os.getcwd(), os.environ["HOME"]
+    for way in (here, home, ".", f"../{os.path.basename(here)}"):
+        with open(f"{way}/named", "w") as file:
+            file.write("mine")
+        os.unlink(f"{way}/named")
+    return [here, home]
+
+
 def by_links(target):
     """Reach a file by a symbolic link, a hard link, a rename, and a way up and down again."""
     up = "../" * 20 + target.lstrip("/")

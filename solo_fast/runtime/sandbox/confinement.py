@@ -83,6 +83,12 @@ def _leave_users(bounds: Bounds, work_dir: str) -> None:
     map_own_user(uid, gid)
 
 
+def _leave_rooms(bounds: Bounds, work_dir: str) -> None:
+    """Landlock closes the files of others, but not their names, modes and sockets: so they are not even there."""
+    rooms, room = os.fsencode(Plan.current.work_root), os.fsencode(work_dir)
+    calls.see_only(rooms, room[: max(0, room.rfind(b"/"))], room)
+
+
 def map_own_user(uid: int, gid: int) -> None:
     """The one user of a new user namespace is the one it was; without this, it would be nobody."""
     for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -151,6 +157,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("net_ns", _leave_network),
     ("uid", _become_user),
     ("user_ns", _leave_users),
+    ("room_ns", _leave_rooms),
     ("rlimits", _limit),
     ("no_new_privs", _give_up_privileges),
     ("non_dumpable", _hide_memory),

@@ -108,7 +108,7 @@ TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 
 BASE: tuple[Rule, ...] = (
     Rule("ptrace process_vm_writev kcmp process_madvise process_mrelease"),
-    Rule("mount umount2 pivot_root chroot open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr"),
+    Rule("umount2 pivot_root chroot open_tree move_mount fsopen fsconfig fsmount fspick"),
     Rule("swapon swapoff quotactl quotactl_fd acct syslog reboot kexec_load kexec_file_load"),
     Rule("init_module finit_module delete_module create_module query_module get_kernel_syms"),
     Rule("bpf perf_event_open userfaultfd lookup_dcookie uselib ustat sysfs _sysctl nfsservctl vhangup"),
@@ -135,6 +135,7 @@ BASE: tuple[Rule, ...] = (
 """For the zygote and all its children."""
 
 CLOSED: tuple[Rule, ...] = (
+    Rule("mount mount_setattr"),  # with which a child covers the work directories of others
     Rule("process_vm_readv pidfd_getfd"),  # which the guard of a service under loopback needs
     Rule("unshare setns setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset"),
     Rule("clone", (If(0, "any_bit", CLONE_NEW_ANY),)),
