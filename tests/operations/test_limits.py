@@ -354,6 +354,17 @@ def test_processes_are_counted(held):
         assert held.status("forking")["usage"]["processes"] <= 4
 
 
+def test_a_guard_is_not_counted_against_its_service(held):
+    """Where Linux counts, it grants one more for it; where it is sampled, so does the kernel."""
+    if held.status("trial")["usage"]["held_by"] != "sampling":
+        pytest.skip("a cgroup counts it")
+    held.deploy("guarded", GREEDY, limits={"network": "loopback", "max_processes": 1})
+    for _ in range(3):
+        assert held.call("guarded", "pid")
+        time.sleep(0.5)
+    assert held.status("guarded")["restarts"] == 0
+
+
 def test_a_full_mailbox_answers_at_once_and_is_told_once(held):
     held.deploy("narrow", GREEDY, limits={"mailbox_limit": 5, "max_in_flight": 3})
     answers = [held.request("POST", "/services/narrow/cast/nap", [0.5]) for _ in range(12)]

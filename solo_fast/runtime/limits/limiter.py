@@ -257,7 +257,7 @@ class Limiter:
             self._hot.pop(ward, None)
             return
         ward.leader_ns, ward.sampled_at = leader_ns, now
-        ward.gauge.look(ward.limits.max_processes + 1)
+        ward.gauge.look(ward.limits.max_processes + 2)
         for judge in (self._judge_processes, self._judge_memory, self._judge_cpu):
             judge(ward, now)
             if ward.ended:
@@ -317,7 +317,8 @@ class Limiter:
     # -- memory and processes ------------------------------------------------------------------------------------
 
     def _judge_processes(self, ward: Ward, now: float) -> None:
-        count, limit = 1 + len(ward.gauge.members), ward.limits.max_processes
+        guards = ward.group is None and ward.limits.network == "loopback"  # it is ours, and Linux grants it beside
+        count, limit = 1 + len(ward.gauge.members) - guards, ward.limits.max_processes
         if count > limit:  # nobody else holds it
             self._kill(ward, "processes", count, limit)
             return
