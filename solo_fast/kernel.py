@@ -255,6 +255,7 @@ class Kernel:
                     config.get("service.max_processes"),
                 ),
                 movable=lambda: frozenset((os.getpid(), zygote.pid)),
+                strangers=zygote.strangers,
             ),
             rooms=rooms,
             handle_request=self._inside_request,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -100,7 +101,20 @@ class Server:
 
     def work_dirs(self) -> list[str]:
         """Names of the work directories of services; those of blanks are hidden."""
-        return [name for name in os.listdir(self.data_dir / "work") if not name.startswith(".")]
+        return [room.name for room in self.rooms() if not room.name.startswith(".")]
+
+    def rooms(self) -> list[Path]:
+        """All work directories, those of blanks too."""
+        found: list[Path] = []
+        for house in (self.data_dir / "work").iterdir():
+            with contextlib.suppress(OSError):  # it has just gone
+                found += house.iterdir()
+        return found
+
+    def room(self, service_id: str, tenant: str = "acme") -> Path:
+        """The work directory of a service."""
+        [found] = [room for room in self.rooms() if room.name.startswith(f"{tenant}.{service_id}.")]
+        return found
 
     def start(self, *, until_ready: bool = True) -> None:
         """Start it, and wait for its ready line; else only until its gateways accept, while it still recovers."""

@@ -24,6 +24,7 @@ cdef extern from * nogil:
     #include <sys/mount.h>
     #include <sys/prctl.h>
     #include <sys/resource.h>
+    #include <sys/stat.h>
     #include <sys/syscall.h>
     #include <unistd.h>
 
@@ -114,6 +115,30 @@ cdef extern from * nogil:
         return (int)syscall(SOLO_SYS_mount_setattr, AT_FDCWD, path, 0, &attr, sizeof attr);
     }
 
+    static int solo_bind_fd(int fd, const char *target) {
+        char source[32];
+        snprintf(source, sizeof source, "/proc/self/fd/%d", fd);
+        return mount(source, target, NULL, MS_BIND, NULL);
+    }
+
+    /* Both are opened before they are covered, and in the new namespace: another one's mounts can't be bound. The room is
+       mounted on its own name, so that it goes by its new one when somebody outside renames it. */
+    static int solo_see_only(const char *rooms, const char *house, const char *room) {
+        int as_folder = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, house_fd = -1, room_fd = -1, failed = -1;
+        if (unshare(CLONE_NEWNS) != 0) return -1;
+        if (house[0] && ((house_fd = open(house, as_folder)) < 0 || (room_fd = open(room, as_folder)) < 0)) goto done;
+        if (mount("solo", rooms, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=711,size=4k,nr_inodes=4") != 0) goto done;
+        if (house[0] && (mkdir(house, 0711) != 0 || solo_bind_fd(house_fd, house) != 0
+            || solo_bind_fd(room_fd, room) != 0 || solo_mount_flags_here(house, MS_RDONLY) != 0)) goto done;
+        if (solo_mount_flags_here(rooms, MS_RDONLY) == 0) failed = chdir(house[0] ? room : "/");
+    done:;
+        int problem = errno;
+        if (house_fd >= 0) close(house_fd);
+        if (room_fd >= 0) close(room_fd);
+        errno = problem;
+        return failed;
+    }
+
     static int solo_pivot(const char *root, const char *old) { return (int)syscall(SYS_pivot_root, root, old); }
     static int solo_setns(int fd) { return setns(fd, CLONE_NEWNET); }
     static int solo_prctl(int option, unsigned long value) { return prctl(option, value, 0, 0, 0); }
@@ -135,6 +160,7 @@ cdef extern from * nogil:
     int solo_drop_capabilities()
     int solo_mount_flags(const char *path, uint64_t set)
     int solo_mount_flags_here(const char *path, uint64_t set)
+    int solo_see_only(const char *rooms, const char *house, const char *room)
     int solo_pivot(const char *root, const char *old)
     int solo_setns(int fd)
     int solo_prctl(int option, unsigned long value)
@@ -273,3 +299,7 @@ def pivot_root_here():
     of pivot_root(2)."""
     checked(solo_pivot(b".", b"."), "pivot_root")
     checked(c_umount2(b".", MNT_DETACH), "umount2")
+
+
+def see_only(bytes rooms, bytes house, bytes room):
+    checked(solo_see_only(rooms, house, room), "a mount namespace with one work directory")

@@ -16,6 +16,7 @@ LAYERS: dict[str, str] = {
     "uid": "it runs as a user of its own",
     "user_ns": "it has a user namespace of its own, without capabilities",
     "mount_ns": "it sees a file system of its own: Python, libraries, work directories",
+    "room_ns": "of all work directories it sees its own alone",
     "ipc_ns": "it does not see the host's System V objects",
     "net_ns": "without a network policy it has no network interface",
     "landlock": "it reads Python and libraries, writes its work directory, and opens nothing else",

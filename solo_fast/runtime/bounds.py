@@ -38,6 +38,7 @@ class Bounds(NamedTuple):
         files, file_bytes: open descriptors of a process, and the size of a file that it writes.
         cpu_s: CPU seconds of a process, after which Linux ends it; 0: no end.
         programs: whether it is an external binary, which may execute what Settings.program_paths hold.
+        sampled: whether its memory is looked at from outside, where some kinds of it do not show.
     """
 
     uid: int = 0
@@ -49,3 +50,4 @@ class Bounds(NamedTuple):
     file_bytes: int = 1024 * MIB
     programs: bool = False
     cpu_s: int = 0
+    sampled: bool = True

@@ -47,6 +47,7 @@ class WarmPool:
         size: how many to keep; 0 forks for each deploy.
         usual: what the settled ones are confined to, beside the closed ports.
         closed_ports: which ports of this host a service of that network may not connect to; waited for.
+        sampled: whether no cgroup will count their memory.
         enclose, enclosed: told of each new process; and waited for, where there is time.
         take_room, leave_room: give the settled ones their rooms, and take back the room of one that ended as a blank.
 
@@ -61,6 +62,7 @@ class WarmPool:
         size: int,
         usual: Bounds,
         closed_ports: Callable[[str], Awaitable[tuple[int, ...]]],
+        sampled: Callable[[], bool],
         enclose: Callable[[Process], None],
         enclosed: Callable[[Process], Awaitable[object]],
         take_room: Callable[[], Awaitable[Room]],
@@ -72,6 +74,7 @@ class WarmPool:
         self._settled_size = size - self._unsettled_size
         self._usual = usual
         self._closed_ports = closed_ports
+        self._sampled = sampled
         self._enclose = enclose
         self._enclosed = enclosed
         self._take_room = take_room
@@ -127,10 +130,10 @@ class WarmPool:
 
     async def _fork(self, source: Source | None = None, owner: Owner = NOBODY) -> Process:
         try:
-            process = Process(self._zygote, self._limits)
+            process = Process(self._zygote, self._limits, sampled=self._sampled())
             await process.start(source, owner)
         except InternalError:  # the zygote may just have died: the next one gets one try
-            process = Process(self._zygote, self._limits)
+            process = Process(self._zygote, self._limits, sampled=self._sampled())
             await process.start(source, owner)
         self._enclose(process)
         return process

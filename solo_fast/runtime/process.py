@@ -55,6 +55,9 @@ class LinkLimits:
 class Process(asyncio.Protocol):
     """One child, blank at first, then a loaded service.
 
+    Args:
+        sampled: whether no cgroup will count its memory.
+
     Attributes:
         pending: message id -> future of a call, or None for a cast: the mailbox, until each is handled.
         kept: the messages of `pending` themselves, while they are kept for a second sending; else None.
@@ -63,10 +66,11 @@ class Process(asyncio.Protocol):
         exited: done with its Ending as soon as the process is gone.
     """
 
-    def __init__(self, zygote: ZygoteClient, limits: LinkLimits) -> None:
+    def __init__(self, zygote: ZygoteClient, limits: LinkLimits, *, sampled: bool = True) -> None:
         self._loop = asyncio.get_running_loop()
         self._zygote = zygote
         self.limits = limits
+        self._sampled = sampled
         self.owner: Owner = NOBODY
         self.child: Child = Child(0, -1)
         self.pending: dict[int, asyncio.Future[bytes] | None] = {}
@@ -247,7 +251,7 @@ class Process(asyncio.Protocol):
             code=source.code,
             program=asdict(source.program) if source.program is not None else None,
             hand_over=source.hand_over,
-            bounds=source.bounds,
+            bounds=source.bounds._replace(sampled=self._sampled),
         )
         order = frame(kind, 0, asked.packed())
         return order + frame(Kind.STATE, 0, source.state) if source.state else order

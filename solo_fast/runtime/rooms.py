@@ -22,7 +22,8 @@ _AS_A_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """`uid`: the user id, 0 where none was given out."""
+    """`work_dir`: alone in a folder of its own, which stands for it where each service sees but one of them, and in
+    which it can be renamed while somebody is in it. `uid`: the user id, 0 where none was given out."""
 
     work_dir: Path
     uid: int
@@ -94,10 +95,14 @@ class Rooms:
     @staticmethod
     def _make(room: Room) -> None:
         try:
+            house = room.work_dir.parent
+            house.mkdir(mode=0o711)
             room.work_dir.mkdir(mode=0o700)
             if room.uid:
+                house.chmod(0o711)  # whatever the umask
                 os.chown(room.work_dir, room.uid, room.uid)
         except OSError as error:
+            remove_tree(room.work_dir.parent)
             if error.errno in _NO_ROOM:
                 advice = f"no work directory can be made ({error.strerror}); free disk space, then try again"
                 raise StoreUnavailable(advice, retry_after_ms=1000) from None
@@ -105,7 +110,7 @@ class Rooms:
 
     def let(self, room: Room, tenant: str, service_id: str) -> Room:
         """A room that was taken for nobody, under the name of its service. Who is in it already stays in it."""
-        path = self._path(tenant, service_id)
+        path = room.work_dir.with_name(self._name(tenant, service_id))
         try:
             os.rename(room.work_dir, path)
         except OSError:  # the name only helps who looks around there
@@ -113,13 +118,17 @@ class Rooms:
         return Room(path, room.uid)
 
     def _path(self, tenant: str, service_id: str) -> Path:
+        name = self._name(tenant, service_id)
+        return self.root / str(self._made) / name
+
+    def _name(self, tenant: str, service_id: str) -> str:
         self._made += 1
-        return self.root / (f"{tenant}.{service_id}.{self._made}"[-200:] if tenant else f".blank.{self._made}")
+        return f"{tenant}.{service_id}.{self._made}"[-200:] if tenant else f".blank.{self._made}"
 
     def release(self, room: Room) -> None:
         """Remove the directory and take the user id back. Blocks; nothing of the service may be running."""
         try:
-            remove_tree(room.work_dir)
+            remove_tree(room.work_dir.parent)
         finally:
             self.release_uid(room.uid)
 

@@ -112,6 +112,7 @@ class Supervisor:
             warm_pool,
             usual.bounds,
             self.closed_ports,
+            lambda: limiter.samples_memory,
             limiter.enclose,
             limiter.enclosed,
             rooms.take_ahead,

@@ -79,6 +79,12 @@ class ZygoteClient:
         """Service processes that live, blank ones included."""
         return len(self._running)
 
+    def strangers(self) -> list[int]:
+        """Children of the zygote and of this process that neither of them has made for anybody: what services forked
+        whose own parent is gone."""
+        below = {*children(self.pid), *children(os.getpid())}
+        return list(below - self._running.keys() - {self.pid})
+
     def spawn(self) -> None:
         """Start the process; needs no loop, so that it comes up while the kernel still imports.
 

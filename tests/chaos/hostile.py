@@ -59,6 +59,44 @@ def write(paths):
     return {path: attempt(lambda path=path: os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644))) for path in paths}
 
 
+def meddle(other):
+    """Learn of another's work directory, or spoil it."""
+    libc.inotify_add_watch.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32]
+    watch = libc.inotify_init1(0o4000)
+
+    def watched(path):
+        if libc.inotify_add_watch(watch, path.encode(), 0xFFF) < 0:
+            raise OSError(ctypes.get_errno(), path)
+
+    inside, house = f"{other}/inside", os.path.dirname(other)
+    return {
+        "stat": attempt(lambda: os.stat(inside)),
+        "readlink": attempt(lambda: os.readlink(f"{other}/link")),
+        "watch": attempt(lambda: watched(other)),
+        "watch its house": attempt(lambda: watched(house)),
+        "utime": attempt(lambda: os.utime(inside, (1, 1))),
+        "xattr": attempt(lambda: os.setxattr(inside, "user.x", b"evil")),
+        "chmod": attempt(lambda: os.chmod(other, 0o700)),
+        "chmod its house": attempt(lambda: os.chmod(house, 0o711)),
+    }
+
+
+def close_to_others(path):
+    """What lies around its own work directory belongs to all."""
+    before = os.stat(path).st_mode & 0o777
+    return attempt(lambda: os.chmod(path, before))
+
+
+def own_names():
+    """Its work directory by each name, and whether it works by it."""
+    here, home = os.getcwd(), os.environ["HOME"]
+    for way in (here, home, ".", f"../{os.path.basename(here)}"):
+        with open(f"{way}/named", "w") as file:
+            file.write("mine")
+        os.unlink(f"{way}/named")
+    return [here, home]
+
+
 def by_links(target):
     """Reach a file by a symbolic link, a hard link, a rename, and a way up and down again."""
     up = "../" * 20 + target.lstrip("/")
@@ -169,7 +207,8 @@ def raw_calls_with(calls):
 
 def old_gate():
     """The 32-bit way into the kernel, where a filter for 64 bits might not look: getpid by int 0x80."""
-    code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    prot = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    code = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=prot)
     code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
     ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
     return "done"
@@ -265,6 +304,42 @@ def memory_bomb(shared=False):
             held[-1].write(bytes(64 << 20))
         else:
             held.append(b"x" * (64 << 20))
+
+
+def hidden_memory():
+    """What stays in memory without being mapped: shared memory without a file, huge pages, the buffers of sockets."""
+
+    def share_zeros():
+        with open("/dev/zero", "rb") as file:
+            mmap.mmap(file.fileno(), 4096, mmap.MAP_SHARED, mmap.PROT_READ).close()
+
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    one, other = socket.socketpair()
+    with one, other:
+        usual = [one.getsockopt(socket.SOL_SOCKET, size) for size in (socket.SO_SNDBUF, socket.SO_RCVBUF)]
+        asked = attempt(lambda: one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17))
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
+        now = [
+            end.getsockopt(socket.SOL_SOCKET, size)
+            for end, size in ((one, socket.SO_SNDBUF), (other, socket.SO_RCVBUF))
+        ]
+    return {
+        "shared": attempt(lambda: mmap.mmap(-1, 4096).close()),
+        "zeros": attempt(share_zeros),
+        "huge": attempt(lambda: mmap.mmap(-1, 2 << 20, private | 0x40000).close()),
+        "private": attempt(lambda: mmap.mmap(-1, 4096, private).close()),
+        "asked": asked,
+        "buffers": "larger" if now != usual else "as they were",
+    }
+
+
+def shared_file():
+    """What SQLite does for its write-ahead log."""
+    with open("shared", "w+b") as file:
+        file.truncate(4096)
+        with mmap.mmap(file.fileno(), 4096) as mapped:
+            mapped[:4] = b"mine"
+        return file.read(4).decode()
 
 
 def fill_a_file():

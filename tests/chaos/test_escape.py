@@ -122,8 +122,7 @@ def _parent(pid: int) -> int:
 
 
 def work_dir(server: Server, service_id: str) -> Path:
-    [found] = server.data_dir.glob(f"work/acme.{service_id}.*")
-    return found
+    return server.room(service_id)
 
 
 def family(server: Server, service_id: str) -> set[int]:
@@ -141,6 +140,7 @@ def test_the_status_names_the_layers(kernel: Server, hostile: str) -> None:
     assert shown["network"] == "none"
     expected = {"landlock", "landlock_net", "landlock_scope", "seccomp", "processes", "rlimits", "mount_ns", "net_ns"}
     assert expected <= set(shown["sandbox"])
+    assert len({"uid", "room_ns"} & set(shown["sandbox"])) == 1
     missing = [line for line in kernel.log.splitlines() if "the sandbox has no layer" in line]
     assert [" uid " in line for line in missing] == ([True] if "uid" not in shown["sandbox"] else [])
 
@@ -191,6 +191,29 @@ def test_writing_outside_of_the_work_directory(kernel: Server, hostile: str) -> 
     found = kernel.call(hostile, "write", [paths])
     assert {path: outcome for path, outcome in found.items() if outcome not in REFUSED | {"EROFS"}} == {}
     assert kernel.call(hostile, "write", [["mine"]]) == {"mine": "done"}
+
+
+def test_the_work_directories_of_others(kernel: Server, hostile: str) -> None:
+    kernel.deploy("prey", HOSTILE)
+    kernel.call("prey", "write", [["inside"]])
+    other = work_dir(kernel, "prey")
+    (other / "link").symlink_to("very-secret-target")
+    found = kernel.call(hostile, "meddle", [str(other)])
+    if "room_ns" in kernel.status(hostile)["sandbox"]:
+        assert set(found.values()) == {"ENOENT"}
+    else:
+        assert set(found.values()) <= REFUSED
+    work = kernel.data_dir / "work"
+    for path in (work, work_dir(kernel, hostile).parent):
+        assert kernel.call(hostile, "close_to_others", [str(path)]) in {"EPERM", "EROFS"}
+    assert kernel.call("prey", "write", [["inside"]]) == {"inside": "done"}
+
+
+def test_the_own_work_directory_by_its_names(kernel: Server, hostile: str) -> None:
+    assert set(kernel.call(hostile, "own_names")) == {str(work_dir(kernel, hostile))}
+    os.kill(kernel.call(hostile, "pid"), signal.SIGKILL)  # the next process comes to the room under its name
+    eventually(lambda: restarts(kernel, hostile) == 1, "it is started again")
+    assert set(kernel.call(hostile, "own_names")) == {str(work_dir(kernel, hostile))}
 
 
 def test_links_and_devices(kernel: Server, hostile: str) -> None:
@@ -306,6 +329,16 @@ def test_a_memory_bomb(kernel: Server, hostile: str, shared: bool) -> None:
     status, body, _ = kernel.request("POST", f"/services/{hostile}/call/memory_bomb", [shared])
     assert (status, body["error"]) == (502, "service_error")
     assert kernel.call(hostile, "pid")
+
+
+def test_memory_that_shows_in_no_process(kernel: Server, hostile: str) -> None:
+    found = kernel.call(hostile, "hidden_memory")
+    assert (found.pop("private"), found.pop("asked")) == ("done", "done")
+    if kernel.status(hostile)["usage"]["held_by"] == "sampling":
+        assert found == {"shared": "EPERM", "zeros": "EACCES", "huge": "EPERM", "buffers": "as they were"}
+    else:
+        assert (found["shared"], found["zeros"], found["buffers"]) == ("done", "done", "larger")
+    assert kernel.call(hostile, "shared_file") == "mine"
 
 
 def test_a_file_of_any_size(kernel: Server, hostile: str) -> None:

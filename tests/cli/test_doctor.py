@@ -12,6 +12,7 @@ import pytest
 from solo_fast.domain.layers import LAYERS
 from tests.harness import Server, command, environment
 from tests.lesser_host import command as on_lesser_host
+from tests.unprivileged import as_nobody, can_be
 
 COUNTER = "value = 0\ndef bump():\n    global value\n    value += 1\n    return value\n"
 PROBES = """
@@ -101,6 +102,21 @@ def test_what_a_lesser_host_lacks_is_found_out(lacking: str) -> None:
     lost = {name for name in LAYERS if whole[name] and not lesser[name]}
     assert LESSER[lacking] & {name for name in LAYERS if whole[name]} <= lost
     assert not lost & {"no_new_privs", "descriptors", "environment", "session", "lifeline", "non_dumpable", "rlimits"}
+
+
+@source_only
+@pytest.mark.skipif(not can_be(), reason="takes root, and mount namespaces")
+@pytest.mark.parametrize("lacking", [(), ("mounts",), ("namespaces",)])
+def test_whether_a_plain_users_services_see_each_others_work_directories(
+    tmp_path: Path, lacking: tuple[str, ...]
+) -> None:
+    line = [*command(), "doctor", "--json"]
+    line = as_nobody(tmp_path, on_lesser_host(*lacking, run=line) if lacking else line)
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60, cwd="/")
+    [layer] = [layer for layer in json.loads(done.stdout)["layers"] if layer["layer"] == "room_ns"]
+    assert layer["holds"] == (not lacking)
+    assert layer["needed"]
+    assert layer["holds"] or "mount_ns" in layer["detail"]
 
 
 @source_only

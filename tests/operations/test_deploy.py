@@ -194,7 +194,7 @@ def test_a_call_that_a_kill_cuts_off_is_told_so(server):
 @pytest.mark.parametrize("force", ["true", "false"])
 def test_a_kill_ends_what_comes_up_in_its_place_and_says_so(server, force):
     server.deploy("twice", COUNTER)
-    room = server.data_dir / "work" / next(name for name in server.work_dirs() if name.startswith("acme.twice."))
+    room = server.room("twice")
     endless = "import os, time\nprint(os.getpid(), flush=True)\nwhile True: time.sleep(0.01)\n"
     body = {"service_id": "twice", "code": endless, "replace": True}
     with ThreadPoolExecutor(1) as pool:

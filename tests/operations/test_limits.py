@@ -19,7 +19,7 @@ from tests.unprivileged import NOBODY, as_nobody, can_be
 MIB = 1 << 20
 
 GREEDY = """
-import os, time
+import ctypes, os, threading, time
 kept = []
 
 def pid():
@@ -50,6 +50,32 @@ def fork(count):
         except OSError:
             break
         made += 1
+    return made
+
+def fork_from_a_thread(mib):
+    def hold():
+        if os.fork() == 0:
+            kept.append(bytearray(mib << 20))
+            time.sleep(600)
+        time.sleep(600)
+
+    threading.Thread(target=hold, daemon=True).start()
+
+def leave_a_daemon(mib):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            kept.append(bytearray(mib << 20))
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+
+def be_a_parents_child(mib):
+    CLONE_PARENT = 0x8000
+    number = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+    made = ctypes.CDLL(None).syscall(number, CLONE_PARENT | 17, 0, 0, 0, 0)
+    if made == 0:
+        kept.append(bytearray(mib << 20))
+        time.sleep(600)
     return made
 
 def fill(mib):
@@ -184,6 +210,20 @@ def test_memory_of_forked_processes_counts(held):
     held.request("POST", "/services/bomb-below/cast/bomb_below")
     eventually(lambda: held.status("bomb-below")["status"] == "gave_up", "it is given up")
     assert one_violation(held, "bomb-below", "memory", "kill")["value"] >= 64 * MIB
+
+
+@pytest.mark.parametrize("way", ["fork_from_a_thread", "leave_a_daemon"])
+def test_memory_of_processes_that_do_not_descend_from_its_first_thread_counts(held, way):
+    service = way.replace("_", "-")
+    held.deploy(service, GREEDY, limits={"max_memory_bytes": 64 * MIB, "max_restarts": 0})
+    held.request("POST", f"/services/{service}/cast/{way}", [96])
+    eventually(lambda: held.status(service)["status"] == "gave_up", "it is given up", 10)
+    assert one_violation(held, service, "memory", "kill")["value"] >= 64 * MIB
+
+
+def test_a_service_makes_no_brothers_of_itself(held):
+    held.deploy("brother", GREEDY)
+    assert held.call("brother", "be_a_parents_child", [1]) == -1
 
 
 def test_a_bomb_in_init_fails_the_deploy_and_says_why(held):
@@ -323,6 +363,17 @@ def test_processes_are_counted(held):
     if payload["action"] == "throttle":
         assert held.call("forking", "fork", [1]) == 0
         assert held.status("forking")["usage"]["processes"] <= 4
+
+
+def test_a_guard_is_not_counted_against_its_service(held):
+    """Where Linux counts, it grants one more for it; where it is sampled, so does the kernel."""
+    if held.status("trial")["usage"]["held_by"] != "sampling":
+        pytest.skip("a cgroup counts it")
+    held.deploy("guarded", GREEDY, limits={"network": "loopback", "max_processes": 1})
+    for _ in range(3):
+        assert held.call("guarded", "pid")
+        time.sleep(0.5)
+    assert held.status("guarded")["restarts"] == 0
 
 
 def test_a_full_mailbox_answers_at_once_and_is_told_once(held):

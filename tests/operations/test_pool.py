@@ -69,7 +69,7 @@ def test_a_service_is_held_to_its_own_limits_and_not_to_the_usual(server: Server
 
 def test_blanks_that_were_killed_are_replaced_and_their_rooms_go(own_server: Server) -> None:
     def hidden() -> set[str]:
-        return {name for name in os.listdir(own_server.data_dir / "work") if name.startswith(".blank.")}
+        return {room.name for room in own_server.rooms() if room.name.startswith(".blank.")}
 
     own_server.deploy("first", WHERE)
     eventually(lambda: len(blanks(own_server)) >= 8 and len(hidden()) == 6, "the pool is full")

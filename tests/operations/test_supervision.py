@@ -117,8 +117,7 @@ def test_too_many_crashes_give_the_service_up(server):
 def test_a_restart_that_fails_counts_as_a_crash(server):
     code = f"import os\nif os.path.exists('broken'): raise OSError('broken')\n{FRAGILE}"
     server.deploy("relapse", code, limits={"max_restarts": 2, "max_seconds": 60})
-    [work_dir] = server.data_dir.glob("work/acme.relapse.*")
-    (work_dir / "broken").touch()
+    (server.room("relapse") / "broken").touch()
     server.request("POST", "/services/relapse/call/die", ["exit"])
     eventually(lambda: server.status("relapse")["status"] == "gave_up", "it is given up")
     crashes = recorded(server, "relapse", "service_crashed", 3)
@@ -153,8 +152,8 @@ def test_a_killed_zygote_is_replaced_while_services_go_on(own_server):
 
 def test_what_a_killed_zygote_tried_out_is_removed_by_the_next(own_server):
     remains = own_server.data_dir / "work" / ".trial-1"
-    remains.mkdir()
-    (remains / "probe").touch()
+    (remains / "room").mkdir(parents=True)
+    (remains / "room" / "probe").touch()
     os.kill(zygote_of(own_server), signal.SIGKILL)
     own_server.deploy("after", FRAGILE)
     eventually(lambda: not remains.exists(), "it is gone")

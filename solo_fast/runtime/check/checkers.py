@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from solo_fast.domain.errors import DeployFailed, InternalError, SoloError
+from solo_fast.domain.errors import DeployFailed, SoloError
 from solo_fast.domain.messages import CodeCheck
 from solo_fast.runtime.bounds import MIB, Bounds
 from solo_fast.runtime.check.examination import CLEAN, Examination, unchecked
@@ -102,7 +102,7 @@ class Checkers:
             async with self._turn:
                 for _ in range(times):
                     await self._in_shared(Kind.EXAMINE, "warm.py", text, CHECK_SECONDS)
-        except (InternalError, KernelOverloaded, DeployFailed) as error:
+        except SoloError as error:
             log.warning("no checker is kept ready: %s", error)
         finally:
             self._stocking = None

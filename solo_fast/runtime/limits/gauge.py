@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 
 from solo_fast._ext import probe
-from solo_fast.runtime.family import add_below
+from solo_fast.runtime.family import add_below, children_of_others, process_group
 from solo_fast.runtime.limits.cgroup import Group
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+OTHERS_S = 0.5
+"""How long it goes by what threads other than the first had forked: that takes a read for each of them, and who is
+slowed down is looked at a hundred times a second."""
 KEPT_SHARE = 4  # of this process's descriptors, a quarter is for kept files
 _STAT_CHILDREN_TIMES = slice(13, 15)  # cutime and cstime, behind the name; proc_pid_stat(5)
 _BYTES = 4096
@@ -54,6 +58,7 @@ class Gauge:
 
     Attributes:
         members: the other processes of the service, as of the last look.
+        strays: those of its processes that no longer descend from it, as its limiter has found them.
         forks_refused: how often Linux refused it another process or thread; 0 where nobody counts that.
         alarms: a number that moves before the memory of its group runs out.
     """
@@ -64,11 +69,14 @@ class Gauge:
         "_kept",
         "_leader",
         "_lists_members",
+        "_others",
+        "_others_until",
         "_pages",
         "_paths",
         "alarms",
         "forks_refused",
         "members",
+        "strays",
     )
 
     def __init__(self, pid: int, group: Group | None) -> None:
@@ -81,7 +89,10 @@ class Gauge:
         self._paths = (statm, "" if self._lists_members else children, *counters)
         self._kept: list[int] = []
         self._pages = 0
+        self._others: list[int] = []
+        self._others_until = 0.0
         self.members: list[int] = []
+        self.strays: list[int] = []
         self.forks_refused = 0
         self.alarms = 0
 
@@ -104,9 +115,27 @@ class Gauge:
         if self._group is not None and self._lists_members:
             # Read anew each time: version 1 goes on showing an old list to whoever reads one more than once a second.
             found = [pid for pid in self._group.members() if pid != self._leader] if tasks != 1 else []
-        elif found:
-            add_below(found, most)
+        else:
+            elsewhere = filter(self._is_still_ours, (*self._of_others(), *self.strays))
+            found += [pid for pid in elsewhere if pid not in found]
+            if found:
+                add_below(found, most)
         self.members = found
+
+    def _of_others(self) -> list[int]:
+        now = time.monotonic()
+        if now >= self._others_until:
+            self._others, self._others_until = children_of_others(self._leader), now + OTHERS_S
+        return self._others
+
+    def _is_still_ours(self, pid: int) -> bool:
+        """Members are stopped and continued: never whoever has the number of one that has ended."""
+        return process_group(pid) == self._leader
+
+    @property
+    def lists_members(self) -> bool:
+        """Whether its group tells who belongs to it."""
+        return self._lists_members
 
     def _open(self) -> list[int]:
         fds: list[int] = []

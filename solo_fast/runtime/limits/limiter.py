@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from solo_fast._ext.probe import Watchlist
 from solo_fast.domain.events import Event
 from solo_fast.domain.messages import Usage
+from solo_fast.runtime.family import process_group
 from solo_fast.runtime.limits.brake import Brakes
 from solo_fast.runtime.limits.cgroup import Cgroups, Group, folder_name
 from solo_fast.runtime.limits.courtesy import CALM_SHARE
@@ -67,6 +68,7 @@ class Limiter:
         use_cgroups: False samples everything.
         usual: memory (bytes, 0: none) and processes that a group is bound to before it is known what it will hold.
         movable: processes that cgroup version 2 may move out of the way.
+        strangers: processes below the kernel or its zygote that neither of them has made.
     """
 
     def __init__(
@@ -77,17 +79,20 @@ class Limiter:
         use_cgroups: bool,
         usual: tuple[int, int],
         movable: Callable[[], frozenset[int]],
+        strangers: Callable[[], list[int]],
     ) -> None:
         self._note = note
         self._run_dir = run_dir
         self._use_cgroups = use_cgroups
         self._usual = usual
         self._movable = movable
+        self._strangers = strangers
         self.cgroups = Cgroups()
         self._entering: dict[Process, tuple[Group, asyncio.Future[OSError | None]]] = {}
         self._wards: dict[Process, Ward] = {}
         self._slots: list[Watchlist[Ward]] = [Watchlist() for _ in range(SLICES)]
         self._hot: dict[Ward, None] = {}  # looked at in each slice
+        self._with_strays: list[Ward] = []
         self._uneasy: dict[Service, None] = {}  # refused something, or dropped lines
         self._sampling: asyncio.Task[None] | None = None
         self._jobs = ThreadPoolExecutor(1, "solo-cgroups")
@@ -123,6 +128,10 @@ class Limiter:
         await loop.run_in_executor(None, self.cgroups.close)
 
     # -- processes come and go -----------------------------------------------------------------------------------
+
+    @property
+    def samples_memory(self) -> bool:
+        return "memory" not in self.cgroups.bases
 
     def enclose(self, process: Process) -> None:
         """Give a blank its group, in the background: nothing of a tenant's runs in it yet."""
@@ -233,6 +242,7 @@ class Limiter:
                 except Exception as error:  # descriptors may be short: the next look has another chance
                     log.warning("pid %d can't be looked at: %s", ward.process.pid, error, exc_info=error)
             if turn == 0:
+                self._find_strays()
                 self._quota.catch_up(now)
                 for service in list(self._uneasy):
                     self._ease(service, now)
@@ -247,7 +257,7 @@ class Limiter:
             self._hot.pop(ward, None)
             return
         ward.leader_ns, ward.sampled_at = leader_ns, now
-        ward.gauge.look(ward.limits.max_processes + 1)
+        ward.gauge.look(ward.limits.max_processes + 2)
         for judge in (self._judge_processes, self._judge_memory, self._judge_cpu):
             judge(ward, now)
             if ward.ended:
@@ -260,6 +270,25 @@ class Limiter:
             self._hot[ward] = None
         else:
             self._hot.pop(ward, None)
+
+    def _find_strays(self) -> None:
+        """Whose parent has ended is the zygote's child, and below nobody's first process. Its process group, which it
+        can't leave, tells whose it is."""
+        for ward in self._with_strays:
+            ward.gauge.strays = []
+        self._with_strays = []
+        strangers = self._strangers()
+        if not strangers:
+            return
+        sampled = {process.pid: ward for process, ward in self._wards.items() if not ward.gauge.lists_members}
+        for pid in strangers:
+            owner = sampled.get(process_group(pid))
+            if owner is None or owner.ended or pid == owner.process.pid:
+                continue
+            if not owner.gauge.strays:
+                self._with_strays.append(owner)
+                self._hot[owner] = None
+            owner.gauge.strays.append(pid)
 
     # -- what is refused or dropped ------------------------------------------------------------------------------
 
@@ -288,7 +317,8 @@ class Limiter:
     # -- memory and processes ------------------------------------------------------------------------------------
 
     def _judge_processes(self, ward: Ward, now: float) -> None:
-        count, limit = 1 + len(ward.gauge.members), ward.limits.max_processes
+        guards = ward.group is None and ward.limits.network == "loopback"  # it is ours, and Linux grants it beside
+        count, limit = 1 + len(ward.gauge.members) - guards, ward.limits.max_processes
         if count > limit:  # nobody else holds it
             self._kill(ward, "processes", count, limit)
             return

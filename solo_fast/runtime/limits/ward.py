@@ -72,7 +72,7 @@ class Ward:
     def restless(self) -> bool:
         """Whether it needs a look even when its first process has been idle."""
         return bool(
-            self.gauge.members or self.brakes or self.courtesy.behind
+            self.gauge.members or self.gauge.strays or self.brakes or self.courtesy.behind
             or self.near_memory.over or self.over_memory.over or self.over_processes.over or self.over_cpu.over
             or self.near_disk.over or self.over_disk.over
         )  # fmt: skip

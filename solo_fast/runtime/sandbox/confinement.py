@@ -85,6 +85,12 @@ def _leave_users(bounds: Bounds, work_dir: str) -> None:
     map_own_user(uid, gid)
 
 
+def _leave_rooms(bounds: Bounds, work_dir: str) -> None:
+    """Landlock closes the files of others, but not their names, modes and sockets: so they are not even there."""
+    rooms, room = os.fsencode(Plan.current.work_root), os.fsencode(work_dir)
+    calls.see_only(rooms, room[: max(0, room.rfind(b"/"))], room)
+
+
 def map_own_user(uid: int, gid: int) -> None:
     """The one user of a new user namespace is the one it was; without this, it would be nobody."""
     for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -116,6 +122,9 @@ def _restrict_files(bounds: Bounds, work_dir: str) -> None:
         fd = os.open(work_dir, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
         work = landlock.WORK | landlock.MAKE_SOCK if bounds.programs else landlock.WORK
         calls.landlock_allow(RULESET_FD, fd, work & landlock.handled(Plan.current.abi))
+    if not bounds.sampled:  # mapped and shared, it is memory that shows in no process
+        fd = os.open("/dev/zero", os.O_PATH | os.O_CLOEXEC)
+        calls.landlock_allow(RULESET_FD, fd, landlock.READ_FILE)
     for path in Plan.current.program_paths if bounds.programs else ():
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         calls.landlock_allow(RULESET_FD, fd, (landlock.READ | landlock.EXECUTE) & landlock.handled(Plan.current.abi))
@@ -137,7 +146,7 @@ def _close_descriptors(bounds: Bounds, work_dir: str) -> None:
 
 
 def _filter_calls(bounds: Bounds, work_dir: str) -> None:
-    program = Plan.current.filters[bounds.network, bounds.programs]
+    program = Plan.current.filters[bounds.network, bounds.programs, bounds.sampled]
     if bounds.network == "loopback":
         guard.hand_over(*GUARD_FDS, calls.filter_calls_with_listener(program))
     else:
@@ -150,6 +159,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("net_ns", _leave_network),
     ("uid", _become_user),
     ("user_ns", _leave_users),
+    ("room_ns", _leave_rooms),
     ("rlimits", _limit),
     ("no_new_privs", _give_up_privileges),
     ("non_dumpable", _hide_memory),

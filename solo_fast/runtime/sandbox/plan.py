@@ -18,7 +18,8 @@ class Plan:
         paths: descriptors of what may be read, and the rights on each.
         empty_network: descriptor of a network namespace with nothing in it; -1 for none.
         address_space: what the zygote itself takes of it, bytes.
-        filters: closing filters by network policy, and whether programs may be executed.
+        filters: closing filters by network policy, whether programs may be executed, and whether memory is sampled.
+        work_root: the folder of the services' rooms.
         program_paths: folders whose programs an external binary may execute.
         group: one that all services belong to; 0 for none.
     """
@@ -31,7 +32,8 @@ class Plan:
     paths: tuple[tuple[int, int], ...] = ()
     empty_network: int = -1
     address_space: int = 0
-    filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
+    filters: dict[tuple[str, bool, bool], bytes] = field(default_factory=dict)
+    work_root: str = ""
     program_paths: tuple[str, ...] = ()
     group: int = 0
 

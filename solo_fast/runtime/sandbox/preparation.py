@@ -28,7 +28,8 @@ _SYSTEM = (
     "/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/gai.conf",
     "/etc/services", "/etc/protocols",
 )  # fmt: skip
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_READABLE_DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")
+_DEVICES = (*_READABLE_DEVICES, "/dev/zero")
 
 
 def prepare(settings: Settings, set_up: SetUp) -> dict[str, LayerReport]:
@@ -47,7 +48,11 @@ def prepare(settings: Settings, set_up: SetUp) -> dict[str, LayerReport]:
     _enter_namespaces(settings, [*readable, *settings.program_paths], missing)
     programs = tuple(path for path in settings.program_paths if os.path.exists(path))
     plan = Plan.current = Plan(
-        readable=tuple(readable), abi=calls.landlock_abi(), address_space=_address_space(), program_paths=programs
+        readable=tuple(readable),
+        abi=calls.landlock_abi(),
+        address_space=_address_space(),
+        program_paths=programs,
+        work_root=settings.work_root,
     )
     _open_paths(plan, readable, missing)
     _open_empty_network(plan, missing)
@@ -59,7 +64,9 @@ def prepare(settings: Settings, set_up: SetUp) -> dict[str, LayerReport]:
     else:
         if "mount_ns" in missing:
             _let_services_pass(plan, settings, missing)
-        missing["user_ns"] = NOT_NEEDED
+        missing["user_ns"] = missing["room_ns"] = NOT_NEEDED
+    if missing.keys() & {"user_ns", "mount_ns"}:
+        missing.setdefault("room_ns", "it takes the layers user_ns and mount_ns")
     for name, abi in (("landlock_net", landlock.ABI_NET), ("landlock_scope", landlock.ABI_SCOPE)):
         if 0 < plan.abi < abi:
             missing[name] = f"this Linux has Landlock ABI {plan.abi}, and it takes {abi}"
@@ -124,7 +131,7 @@ def _open_paths(plan: Plan, readable: list[str], missing: dict[str, str]) -> Non
         return
     writable_device = landlock.READ_FILE | landlock.WRITE_FILE
     wanted = [(path, landlock.READ) for path in readable]
-    wanted += [(path, writable_device if path == "/dev/null" else landlock.READ_FILE) for path in _DEVICES]
+    wanted += [(path, writable_device if path == "/dev/null" else landlock.READ_FILE) for path in _READABLE_DEVICES]
     handled = landlock.handled(plan.abi)
     found = []
     for path, rights in wanted:

@@ -29,7 +29,7 @@ fspick 433 433, get_kernel_syms 177 -, get_mempolicy 239 236, init_module 175 10
 io_uring_enter 426 426, io_uring_register 427 427, io_uring_setup 425 425, ioctl 16 29, ioperm 173 -, iopl 172 -,
 ioprio_set 251 30, kcmp 312 272, kexec_file_load 320 294, kexec_load 246 104, keyctl 250 219,
 landlock_create_ruleset 444 444, listen 50 201, lookup_dcookie 212 18, mbind 237 235, memfd_create 319 279,
-memfd_secret 447 447, migrate_pages 256 238, mknod 133 -, mknodat 259 33, modify_ldt 154 -, mount 165 40,
+memfd_secret 447 447, migrate_pages 256 238, mknod 133 -, mknodat 259 33, mmap 9 222, modify_ldt 154 -, mount 165 40,
 mount_setattr 442 442, move_mount 429 429, move_pages 279 239, mq_open 240 180, mq_unlink 241 181, msgctl 71 187,
 msgget 68 186, name_to_handle_at 303 264, nfsservctl 180 42, open 2 -, open_by_handle_at 304 265, open_tree 428 428,
 openat 257 56, openat2 437 437, perf_event_open 298 241, personality 135 92, pidfd_getfd 438 438, pivot_root 155 41,
@@ -40,9 +40,9 @@ sched_setscheduler 144 119, seccomp 317 277, semctl 66 191, semget 64 190, sendm
 sendto 44 206, set_mempolicy 238 237, set_mempolicy_home_node 450 450, setdomainname 171 162, setfsgid 123 152,
 setfsuid 122 151, setgid 106 144, setgroups 116 159, sethostname 170 161, setns 308 268, setpgid 109 154,
 setpriority 141 140, setregid 114 143, setresgid 119 149, setresuid 117 147, setreuid 113 145, setsid 112 157,
-settimeofday 164 170, setuid 105 146, shmat 30 196, shmctl 31 195, shmget 29 194, socket 41 198, socketpair 53 199,
-swapoff 168 225, swapon 167 224, sysfs 139 -, syslog 103 116, umount2 166 39, unshare 272 97, uselib 134 -,
-userfaultfd 323 282, ustat 136 -, vfork 58 -, vhangup 153 58
+setsockopt 54 208, settimeofday 164 170, setuid 105 146, shmat 30 196, shmctl 31 195, shmget 29 194, socket 41 198,
+socketpair 53 199, swapoff 168 225, swapon 167 224, sysfs 139 -, syslog 103 116, umount2 166 39, unshare 272 97,
+uselib 134 -, userfaultfd 323 282, ustat 136 -, vfork 58 -, vhangup 153 58
 """
 """Name, number on x86-64, number on aarch64; from the kernel's unistd.h. Numbers from 424 on are the same on both."""
 
@@ -67,6 +67,7 @@ NOTIFY = 0x7FC00000
 _ERRNO = 0x00050000
 EPERM = _ERRNO | errno.EPERM
 ENOSYS = _ERRNO | errno.ENOSYS
+IGNORED = _ERRNO | 0
 NOT_SUPPORTED = _ERRNO | errno.EOPNOTSUPP
 
 _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16  # offsets within struct seccomp_data, bytes
@@ -97,14 +98,17 @@ class Rule:
 
 
 CLONE_NEW_ANY = 0x7E020080  # every CLONE_NEW* flag, CLONE_NEWTIME too
+CLONE_PARENT = 0x8000
 CLONE_THREAD = 0x10000
 SET_ID_BITS = 0o6000
 MSG_FASTOPEN = 0x20000000
+MAP_SHARED, MAP_ANONYMOUS, MAP_HUGETLB = 0x01, 0x20, 0x40000
+SOL_SOCKET, SO_SNDBUF, SO_RCVBUF = 1, 7, 8
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 
 BASE: tuple[Rule, ...] = (
     Rule("ptrace process_vm_writev kcmp process_madvise process_mrelease"),
-    Rule("mount umount2 pivot_root chroot open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr"),
+    Rule("umount2 pivot_root chroot open_tree move_mount fsopen fsconfig fsmount fspick"),
     Rule("swapon swapoff quotactl quotactl_fd acct syslog reboot kexec_load kexec_file_load"),
     Rule("init_module finit_module delete_module create_module query_module get_kernel_syms"),
     Rule("bpf perf_event_open userfaultfd lookup_dcookie uselib ustat sysfs _sysctl nfsservctl vhangup"),
@@ -131,14 +135,27 @@ BASE: tuple[Rule, ...] = (
 """For the zygote and all its children."""
 
 CLOSED: tuple[Rule, ...] = (
+    Rule("mount mount_setattr"),  # with which a child covers the work directories of others
     Rule("process_vm_readv pidfd_getfd"),  # which the guard of a service under loopback needs
     Rule("unshare setns setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset"),
     Rule("clone", (If(0, "any_bit", CLONE_NEW_ANY),)),
+    Rule("clone", (If(0, "any_bit", CLONE_PARENT),)),  # what a service forks is looked for below it
     # A service stays in its process group, which is what is killed with it, by whomever.
     Rule("setsid setpgid"),
     *(Rule("prctl", (If(0, "equal", option),)) for option in (4, 8, 22, 36, 0x59616D61)),
 )
 """For every service. Of prctl: SET_DUMPABLE, SET_KEEPCAPS, SET_SECCOMP, SET_CHILD_SUBREAPER, SET_PTRACER."""
+
+UNCOUNTED: tuple[Rule, ...] = (
+    Rule("mmap", (If(3, "any_bit", MAP_ANONYMOUS), If(3, "any_bit", MAP_SHARED))),
+    Rule("mmap", (If(3, "any_bit", MAP_HUGETLB),)),
+    *(
+        Rule("setsockopt", (If(1, "equal", SOL_SOCKET), If(2, "equal", size)), IGNORED)
+        for size in (SO_SNDBUF, SO_RCVBUF)
+    ),
+)
+"""Where memory is sampled: what can be kept in memory without being mapped, so that it shows in no resident set. A
+socket's buffers stay as they are; whoever asks for other ones is content, as those sizes are no more than a wish."""
 
 _NO_PROGRAMS = (Rule("execve execveat"),)
 
@@ -216,16 +233,17 @@ def base() -> bytes:
     return assemble(BASE)
 
 
-def closing(network: str, *, lifeline_fd: int, programs: bool, forks: bool) -> bytes:
+def closing(network: str, *, lifeline_fd: int, programs: bool, forks: bool, sampled: bool = True) -> bytes:
     """A service's own filter, on top of the zygote's.
 
     Args:
         network: none, loopback or all.
         lifeline_fd: the descriptor that is kept from the service.
         programs, forks: whether it may execute programs, and make processes.
+        sampled: whether no cgroup counts its memory.
     """
     sockets = _ONLY_UNIX if programs and network == "none" else _NETWORK[network]
-    rules = CLOSED + _lifeline(lifeline_fd) + sockets
+    rules = CLOSED + _lifeline(lifeline_fd) + sockets + (UNCOUNTED if sampled else ())
     return assemble(rules + (() if programs else _NO_PROGRAMS) + (() if forks else _NO_FORKS))
 
 

@@ -24,7 +24,7 @@ TRIAL_PROCESSES = 4
 TRIAL_SECONDS_MAX = 10.0
 TRIAL_ROUNDS = 4
 FOLDER = ".trial-"  # and the zygote's pid: where its trials work
-PROBE = "probe"
+ROOM, PROBE = "room", "probe"
 
 SetUp = Callable[[int, int, int], object]
 """Makes a forked child a blank, with its link, stdout and stderr (runtime/child.py)."""
@@ -49,9 +49,12 @@ def try_out(plan: Plan, settings: Settings, set_up: SetUp, missing: dict[str, st
         if "seccomp" in plan.layers:
             forks = "processes" in plan.layers
             plan.filters = {
-                (policy, programs): seccomp.closing(policy, lifeline_fd=LIFELINE_FD, programs=programs, forks=forks)
+                (policy, programs, sampled): seccomp.closing(
+                    policy, lifeline_fd=LIFELINE_FD, programs=programs, forks=forks, sampled=sampled
+                )
                 for policy in seccomp.POLICIES
                 for programs in (False, True)
+                for sampled in (False, True)
             }
         failures = _trial(settings, set_up)
         if "uid" in failures:  # the others may fail for that alone
@@ -72,16 +75,19 @@ def _remove_remains(work_root: str) -> None:
             _remove(os.path.join(work_root, name))
 
 
-def _remove(work_dir: str) -> None:
+def _remove(house: str) -> None:
     with contextlib.suppress(OSError):
-        os.unlink(f"{work_dir}/{PROBE}")
-    with contextlib.suppress(OSError):
-        os.rmdir(work_dir)
+        os.unlink(f"{house}/{ROOM}/{PROBE}")
+    for folder in (f"{house}/{ROOM}", house):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def _trial(settings: Settings, set_up: SetUp) -> dict[str, str]:
     """Layer -> what is wrong with it, as a throw-away child finds."""
-    work_dir = os.path.join(settings.work_root, f"{FOLDER}{os.getpid()}")
+    house = os.path.join(settings.work_root, f"{FOLDER}{os.getpid()}")
+    work_dir = f"{house}/{ROOM}"
+    os.mkdir(house, 0o711)
     os.mkdir(work_dir, 0o700)
     if "uid" in Plan.current.layers:
         os.chown(work_dir, settings.uid, settings.uid)
@@ -101,7 +107,7 @@ def _trial(settings: Settings, set_up: SetUp) -> dict[str, str]:
     finally:
         ours.close()
         theirs.close()
-        _remove(work_dir)
+        _remove(house)
     try:
         failures: dict[str, str] = orjson.loads(told)
     except ValueError:
@@ -168,6 +174,19 @@ def _trial_of_reading(before: dict[str, int], work_dir: str) -> str:
     return ""
 
 
+def _trial_of_rooms(before: dict[str, int], work_dir: str) -> str:
+    """Its own is there and writable; of others, not even the names; and nobody is kept from what lies around it."""
+    house, rooms = os.path.dirname(work_dir), Plan.current.work_root
+    if os.listdir(rooms) != [os.path.basename(house)]:
+        return "other work directories are there"
+    for folder in (rooms, house):
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)
+            return f"{folder} can be closed to others"
+    os.close(os.open(f"{work_dir}/{PROBE}", os.O_WRONLY | os.O_CREAT, 0o600))
+    return "" if os.path.samefile(".", work_dir) else f"it does not work in {work_dir}"
+
+
 def _trial_of_tcp(before: dict[str, int], work_dir: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         found = sock.connect_ex(("127.0.0.1", 9))
@@ -178,6 +197,7 @@ _AT_ONCE: dict[str, Callable[[dict[str, int], str], str]] = {
     "net_ns": lambda before, work_dir: _unchanged("net", before),
     "user_ns": lambda before, work_dir: _unchanged("user", before),
     "uid": _trial_of_reading,
+    "room_ns": _trial_of_rooms,
     "landlock_net": _trial_of_tcp,
 }
 """What can only be looked at before the next layer is taken on."""
