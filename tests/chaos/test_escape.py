@@ -21,10 +21,9 @@ from typing import Any
 import pytest
 
 from solo_fast.runtime.sandbox import seccomp
+from tests.chaos.hostiles import HOSTILE, USERS, family, name_of, server_of, zygote_of
 from tests.harness import Server, descendants, eventually, running
-from tests.unprivileged import NOBODY, as_nobody, can_be
 
-HOSTILE = (Path(__file__).parent / "hostile.py").read_text()
 NEIGHBOUR = "value = 0\ndef bump():\n    global value\n    value += 1\n    return value\n"
 REFUSED = {"EACCES", "EPERM", "ENOENT"}  # ENOENT: it is not even there
 SIGNALS = REFUSED | {"ESRCH"}
@@ -60,25 +59,12 @@ class Neighbour:
         self._thread.join()
 
 
-@pytest.fixture(scope="module", params=["root", "nobody"])
+@pytest.fixture(scope="module", params=USERS)
 def kernel(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A kernel of that user, with a neighbour that must not notice anything."""
-    if request.param == "root" and os.geteuid() != 0:
-        pytest.skip("the tests do not run as root")
-    if request.param == "nobody" and os.geteuid() == 0 and not can_be():
-        pytest.skip("root may make no mount namespace here")
     with tempfile.TemporaryDirectory(prefix="solo-escape-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        for part in ("kernel", "hold", "cache"):
-            (folder / part).mkdir()
         env = {"SOLO_SERVICE_MAX_FILE_BYTES": str(FILE_BYTES), "SOLO_SECURITY_NETWORK_CEILING": "all"}
-        server = Server(folder / "kernel", **env)
-        if request.param == "nobody" and os.geteuid() == 0:
-            server.wrap = lambda command: as_nobody(folder / "hold", command)
-            server.env["SOLO_CACHE_DIR"] = str(folder / "cache")
-            for part in ("kernel", "cache"):
-                os.chown(folder / part, NOBODY, NOBODY)
+        server = server_of(request.param, Path(name), **env)
         with server:
             neighbour = Neighbour(server)
             yield server
@@ -94,7 +80,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 def of_services(server: Server) -> list[str]:
     """Names of what runs below the kernel that is a service's, or was made by one."""
-    names = [_name(pid) for pid in descendants(server.pid)]
+    names = [name_of(pid) for pid in descendants(server.pid)]
     return [name for name in names if name.startswith(("acme/", "peaceful/", "solo-guard"))]
 
 
@@ -106,30 +92,9 @@ def hostile(kernel: Server, request: pytest.FixtureRequest) -> str:
     return service_id
 
 
-def zygote_of(server: Server) -> int:
-    return next(pid for pid in descendants(server.pid) if _parent(pid) == server.pid and _name(pid) == "solo-zygote")
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:  # it has just ended
-        return ""
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-
-
 def work_dir(server: Server, service_id: str) -> Path:
     [found] = server.data_dir.glob(f"work/acme.{service_id}.*")
     return found
-
-
-def family(server: Server, service_id: str) -> set[int]:
-    """Every process of a service's group."""
-    leader = server.call(service_id, "pid")
-    return {pid for pid in descendants(server.pid) if running(pid) and os.getpgid(pid) == leader}
 
 
 def restarts(server: Server, service_id: str) -> int:
@@ -314,6 +279,12 @@ def test_a_file_of_any_size(kernel: Server, hostile: str) -> None:
 
 def test_a_file_that_is_reserved(kernel: Server, hostile: str) -> None:
     assert kernel.call(hostile, "reserve_a_file") == ["ENOTSUP", 65536]
+
+
+def test_a_file_that_is_reserved_by_ioctl(kernel: Server, hostile: str) -> None:
+    outcomes, blocks = kernel.call(hostile, "reserve_by_ioctl")
+    assert outcomes == dict.fromkeys(outcomes, "EPERM")
+    assert blocks == 0
 
 
 def test_descriptors(kernel: Server, hostile: str) -> None:

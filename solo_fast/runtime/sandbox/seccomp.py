@@ -101,6 +101,8 @@ CLONE_THREAD = 0x10000
 SET_ID_BITS = 0o6000
 MSG_FASTOPEN = 0x20000000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+SPACE, ANY_NUMBER = 0x40305800, 0xFFFFFF00  # XFS's ioctls that reserve room in a file: FS_IOC_RESVSP and its like
+FS_IOC_FSSETXATTR = 0x401C5820
 
 BASE: tuple[Rule, ...] = (
     Rule("ptrace process_vm_writev kcmp process_madvise process_mrelease"),
@@ -122,6 +124,9 @@ BASE: tuple[Rule, ...] = (
     Rule("clone3 openat2 sendmmsg fchmodat2", action=ENOSYS),
     # Fills a disk at once, before anybody can look; the C library's posix_fallocate then writes instead.
     Rule("fallocate", action=NOT_SUPPORTED),
+    # The same by doors that do not even ask RLIMIT_FSIZE; the last has XFS reserve gigabytes at one byte's write.
+    Rule("ioctl", (If(1, "equal", SPACE, ANY_NUMBER),)),
+    Rule("ioctl", (If(1, "equal", FS_IOC_FSSETXATTR),)),
     # A file that changes its caller's user is a way out for a service that shares a host with people.
     Rule("open", (If(2, "any_bit", SET_ID_BITS),)),
     Rule("openat", (If(3, "any_bit", SET_ID_BITS),)),
