@@ -4,7 +4,7 @@ def start(closed_ports: tuple[int, ...]) -> tuple[int, int]:
     """Fork it; the two descriptors by which `hand_over` reaches it.
 
     Args:
-        closed_ports: ports of loopback that it lets nobody connect to; at most 16.
+        closed_ports: ports of loopback that it lets nobody connect to or listen at; at most 16.
 
     Raises:
         OSError: it can't be forked.

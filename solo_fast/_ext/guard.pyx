@@ -72,21 +72,27 @@ cdef extern from * nogil:
         return found ? (pid_t)strtol(found + 6, NULL, 10) : 0;
     }
 
+    static int is_closed(int port, const struct guard_ports *ports) {
+        for (int i = 0; i < ports->count; i++)
+            if (ports->closed[i] == port) return 1;
+        return 0;
+    }
+
+    /* A closed port is no more to be listened at than to be connected to: at another address of loopback, it would be
+       called in the kernel's place. It is looked at again by listen, as Linux chooses the port of who binds to 0. */
     static int may_use(int call, int sock, const struct sockaddr_storage *at, socklen_t size,
                        const struct guard_ports *ports) {
         struct sockaddr_storage own;
         socklen_t own_size = sizeof own;
-        int port;
+        if (call == SYS_connect && at->ss_family == AF_UNSPEC) return 1; /* takes a connection back */
         if (call == SYS_listen) { /* an unbound socket would listen on every address */
             memset(&own, 0, sizeof own);
-            return getsockname(sock, (struct sockaddr *)&own, &own_size) == 0 && loopback_port(&own, own_size) >= 0;
+            if (getsockname(sock, (struct sockaddr *)&own, &own_size) != 0) return 0;
+            at = &own;
+            size = own_size;
         }
-        if (call == SYS_connect && at->ss_family == AF_UNSPEC) return 1; /* takes a connection back */
-        port = loopback_port(at, size);
-        if (port < 0) return 0;
-        for (int i = 0; call == SYS_connect && i < ports->count; i++)
-            if (ports->closed[i] == port) return 0;
-        return 1;
+        int port = loopback_port(at, size);
+        return port >= 0 && !is_closed(port, ports);
     }
 
     /* Make the call on behalf of a thread of the service: 0, or an errno. */

@@ -393,6 +393,26 @@ def listen(host):
     return attempt(try_it)
 
 
+IP_LOCAL_PORT_RANGE = 51
+
+
+def listen_in_place_of(port):
+    """Stand where another listens already: at another address of the same port, beside it, and by Linux's own choice of
+    a port that it has no other choice of."""
+
+    def try_it(host, asked):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if asked == 0:
+                sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port | port << 16))
+            sock.bind((host, asked))
+            sock.listen()
+
+    hosts = "127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::ffff:127.0.0.1", "::"
+    tried = [(host, port) for host in hosts] + [("127.0.0.2", 0), ("::1", 0)]
+    return {f"{host} {asked}": attempt(lambda h=host, a=asked: try_it(h, a)) for host, asked in tried}
+
+
 def sockets():
     kinds = {
         "tcp": (socket.AF_INET, socket.SOCK_STREAM),

@@ -413,6 +413,13 @@ def test_loopback_alone(kernel: Server, listener: socket.socket) -> None:
     eventually(lambda: not any(running(pid) for pid in pids), "the guard is gone too")
 
 
+def test_nobody_listens_in_the_kernels_place(kernel: Server) -> None:
+    kernel.deploy("impostor", HOSTILE, limits={"network": "loopback"})
+    for port in (kernel.http_port, kernel.grpc_port):
+        found = kernel.call("impostor", "listen_in_place_of", [port])
+        assert {name: outcome for name, outcome in found.items() if outcome != "EACCES"} == {}
+
+
 def test_a_guard_can_not_be_used_up(kernel: Server, listener: socket.socket) -> None:
     """Its service can neither signal nor trace it, and does not see it as a child."""
     kernel.deploy("guarded", HOSTILE, limits={"network": "loopback"})
