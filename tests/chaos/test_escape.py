@@ -23,6 +23,8 @@ import pytest
 from solo_fast.runtime.sandbox import seccomp
 from tests.chaos.hostiles import HOSTILE, USERS, family, name_of, server_of, zygote_of
 from tests.harness import Server, descendants, eventually, running
+from tests.lesser_host import command as on_lesser_host
+from tests.operations.test_external import PROGRAM_PATHS, PYTHON
 
 NEIGHBOUR = "value = 0\ndef bump():\n    global value\n    value += 1\n    return value\n"
 REFUSED = {"EACCES", "EPERM", "ENOENT"}  # ENOENT: it is not even there
@@ -63,7 +65,8 @@ class Neighbour:
 def kernel(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A kernel of that user, with a neighbour that must not notice anything."""
     with tempfile.TemporaryDirectory(prefix="solo-escape-") as name:
-        env = {"SOLO_SERVICE_MAX_FILE_BYTES": str(FILE_BYTES), "SOLO_SECURITY_NETWORK_CEILING": "all"}
+        env = {"SOLO_SERVICE_MAX_FILE_BYTES": str(FILE_BYTES), "SOLO_SECURITY_NETWORK_CEILING": "all",
+               "SOLO_SECURITY_PROGRAM_PATHS": PROGRAM_PATHS}  # fmt: skip
         server = server_of(request.param, Path(name), **env)
         with server:
             neighbour = Neighbour(server)
@@ -262,6 +265,35 @@ def test_a_daemon_ends_with_its_service(kernel: Server, hostile: str) -> None:
     assert kernel.call(hostile, "pid") not in pids
 
 
+@pytest.mark.parametrize("network", seccomp.POLICIES)
+def test_no_filter_of_ones_own(kernel: Server, hostile: str, network: str) -> None:
+    service_id = f"{hostile}-deployed"
+    kernel.deploy(service_id, HOSTILE, limits={"network": network})
+    assert kernel.call(service_id, "own_filter") == "EPERM"
+
+
+IN_A_PROGRAM = """
+import json
+found = {"filter": own_filter(), "room": reserve_by_ioctl()}
+with open("found.part", "w") as file:
+    json.dump(found, file)
+os.rename("found.part", "found")
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("network", seccomp.POLICIES)
+def test_a_program(kernel: Server, network: str) -> None:
+    program = {"argv": [PYTHON, "-S", "app.py"], "filename": "app.py", "code": HOSTILE + IN_A_PROGRAM}
+    kernel.deploy(f"program-{network}", format="external_binary", limits={"network": network}, **program)
+    place = work_dir(kernel, f"program-{network}") / "found"
+    eventually(place.exists, "it has tried")
+    found = json.loads(place.read_text())
+    assert found["filter"] == ("EPERM" if network == "loopback" else "done")  # no guard's to answer in place of
+    outcomes, blocks = found["room"]
+    assert (outcomes, blocks) == (dict.fromkeys(outcomes, "EPERM"), 0)
+
+
 # -- starving others ---------------------------------------------------------------------------------------------
 
 
@@ -428,6 +460,24 @@ def test_a_guard_can_not_be_used_up(kernel: Server, listener: socket.socket) -> 
     outcomes = kernel.call("guarded", "signal_to", [[guard]])[str(guard)]
     assert set(outcomes) <= SIGNALS
     assert kernel.call("guarded", "connect", ["127.0.0.1", listener.getsockname()[1]]) == "done"
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_guard_that_is_killed_leaves_nothing_open(user: str, listener: socket.socket) -> None:
+    """Where Linux does not keep signals from it, nobody can decide in its place."""
+    with tempfile.TemporaryDirectory(prefix="solo-escape-") as name:
+        server = server_of(user, Path(name), SOLO_SECURITY_NETWORK_CEILING="loopback")
+        as_user = server.wrap
+        server.wrap = lambda line: as_user(on_lesser_host("landlock", run=line))
+        with server:
+            server.deploy("looped", HOSTILE, limits={"network": "loopback"})
+            [guard] = family(server, "looped") - {server.call("looped", "pid")}
+            assert server.call("looped", "signal_to", [[guard]])[str(guard)][1] == "done"
+            eventually(lambda: not running(guard), "its guard is gone")
+            assert server.call("looped", "own_filter") == "EPERM"
+            for port in (listener.getsockname()[1], server.http_port):
+                assert server.call("looped", "connect", ["127.0.0.1", port]) == "ENOSYS"
+            assert not reached(listener)
 
 
 def test_all_of_the_network(kernel: Server, listener: socket.socket) -> None:

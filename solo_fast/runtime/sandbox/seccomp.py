@@ -145,7 +145,9 @@ CLOSED: tuple[Rule, ...] = (
 )
 """For every service. Of prctl: SET_DUMPABLE, SET_KEEPCAPS, SET_SECCOMP, SET_CHILD_SUBREAPER, SET_PTRACER."""
 
-_NO_PROGRAMS = (Rule("execve execveat"),)
+# Filters of a service's own: a browser confines its pages by them, and needs the call, where no guard is asked.
+_PYTHON = (Rule("execve execveat seccomp"),)
+"""Of services that are no programs."""
 
 _NO_FORKS = (
     Rule("fork vfork"),
@@ -172,6 +174,7 @@ _NETWORK: dict[str, tuple[Rule, ...]] = {
         Rule("sendto", (If(3, "any_bit", MSG_FASTOPEN),)),
         Rule("sendmsg", (If(2, "any_bit", MSG_FASTOPEN),)),
         Rule("connect bind listen", action=NOTIFY),
+        Rule("seccomp"),  # of two filters that notify, the later one's listener is asked, once the former's has ended
     ),
     "all": (
         *_PAIRS,
@@ -231,7 +234,7 @@ def closing(network: str, *, lifeline_fd: int, programs: bool, forks: bool) -> b
     """
     sockets = _ONLY_UNIX if programs and network == "none" else _NETWORK[network]
     rules = CLOSED + _lifeline(lifeline_fd) + sockets
-    return assemble(rules + (() if programs else _NO_PROGRAMS) + (() if forks else _NO_FORKS))
+    return assemble(rules + (() if programs else _PYTHON) + (() if forks else _NO_FORKS))
 
 
 def numbers() -> dict[str, int]:
