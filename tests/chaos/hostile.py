@@ -255,6 +255,60 @@ def daemon():
     return eval(os.read(read_end, 10_000))
 
 
+LIFELINE, ANOTHER = 4, 60
+F_SETSIG, F_SETOWN_EX, FIOASYNC, FIOSETOWN, SIOCSPGRP = 10, 15, 0x5452, 0x8901, 0x8902
+
+
+def by_a_message():
+    ours, theirs = socket.socketpair()
+    socket.send_fds(ours, [b"x"], [LIFELINE])
+    os.dup2(socket.recv_fds(theirs, 1, 1)[1][0], ANOTHER)
+
+
+def raw_dup(fd):
+    """dup(2); os.dup is made of fcntl."""
+    if libc.dup(fd) < 0:
+        raise OSError(ctypes.get_errno(), "dup")
+
+
+def another_lifeline():
+    """Ways to another number for the lifeline, under which a filter would not know it."""
+    ways = {
+        "dup2": lambda: os.dup2(LIFELINE, ANOTHER),
+        "dup3": lambda: os.dup2(LIFELINE, ANOTHER, inheritable=False),
+        "dup": lambda: raw_dup(LIFELINE),
+        "F_DUPFD": lambda: fcntl.fcntl(LIFELINE, fcntl.F_DUPFD, ANOTHER),
+        "message": by_a_message,
+    }
+    return {name: attempt(way) for name, way in ways.items()}
+
+
+def rearm_anything():
+    """Who is told of what happens to a file that is no lifeline, as far as one sees."""
+    read_end, _ = os.pipe()
+    ours, _theirs = socket.socketpair()
+    zero, group = struct.pack("i", 0), struct.pack("ii", 2, 0)
+    return {
+        "F_SETSIG": attempt(lambda: fcntl.fcntl(read_end, F_SETSIG, 0)),
+        "F_SETOWN": attempt(lambda: fcntl.fcntl(read_end, fcntl.F_SETOWN, 0)),
+        "F_SETOWN_EX": attempt(lambda: fcntl.fcntl(read_end, F_SETOWN_EX, group)),
+        "FIOASYNC": attempt(lambda: fcntl.ioctl(read_end, FIOASYNC, zero)),
+        "FIOSETOWN": attempt(lambda: fcntl.ioctl(ours, FIOSETOWN, zero)),
+        "SIOCSPGRP": attempt(lambda: fcntl.ioctl(ours, SIOCSPGRP, zero)),
+    }
+
+
+def disarm_the_lifeline():
+    """As far as it goes: whether this process believes that it outlives its kernel."""
+    another_lifeline()
+    outcomes = [
+        attempt(lambda: fcntl.fcntl(ANOTHER, fcntl.F_SETFL, os.O_NONBLOCK)),
+        attempt(lambda: fcntl.fcntl(ANOTHER, F_SETSIG, 0)),
+        attempt(lambda: fcntl.fcntl(ANOTHER, fcntl.F_SETOWN, 0)),
+    ]
+    return "done" in outcomes
+
+
 # -- starving others ------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +351,15 @@ def reserve_by_ioctl():
         calls = {hex(call): 0x40305800 | call for call in SPACE_CALLS} | {"extent size": 0x401C5820}
         outcomes = {name: attempt(lambda call=call: fcntl.ioctl(file, call, space)) for name, call in calls.items()}
         return [outcomes, os.fstat(file.fileno()).st_blocks]
+
+
+def keep_an_unlinked_file():
+    """Send it to oneself and close it: it has no name and no descriptor, where a count would look for it."""
+    with open("unseen", "wb", buffering=0) as file:
+        file.write(bytes(65536))
+        os.unlink("unseen")
+        ours, _theirs = socket.socketpair()
+        return attempt(lambda: socket.send_fds(ours, [b"x"], [file.fileno()]))
 
 
 def exhaust_descriptors():

@@ -266,6 +266,17 @@ def test_a_daemon_ends_with_its_service(kernel: Server, hostile: str) -> None:
 
 
 @pytest.mark.parametrize("network", seccomp.POLICIES)
+def test_the_lifeline_has_one_number(kernel: Server, hostile: str, network: str) -> None:
+    service_id = f"{hostile}-deployed"
+    kernel.deploy(service_id, HOSTILE, limits={"network": network})
+    found = kernel.call(service_id, "another_lifeline")
+    assert network == "none" or found.pop("message") == "done"  # there its guard watches the lifeline too
+    assert found == dict.fromkeys(found, "EPERM")
+    found = kernel.call(service_id, "rearm_anything")
+    assert found == dict.fromkeys(found, "EPERM")
+
+
+@pytest.mark.parametrize("network", seccomp.POLICIES)
 def test_no_filter_of_ones_own(kernel: Server, hostile: str, network: str) -> None:
     service_id = f"{hostile}-deployed"
     kernel.deploy(service_id, HOSTILE, limits={"network": network})
@@ -317,6 +328,10 @@ def test_a_file_that_is_reserved_by_ioctl(kernel: Server, hostile: str) -> None:
     outcomes, blocks = kernel.call(hostile, "reserve_by_ioctl")
     assert outcomes == dict.fromkeys(outcomes, "EPERM")
     assert blocks == 0
+
+
+def test_a_file_that_nobody_sees(kernel: Server, hostile: str) -> None:
+    assert kernel.call(hostile, "keep_an_unlinked_file") == "EPERM"
 
 
 def test_descriptors(kernel: Server, hostile: str) -> None:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 _SYSCALLS = """
 _sysctl 156 -, acct 163 89, add_key 248 217, adjtimex 159 171, bind 49 200, bpf 321 280, capset 126 91, chmod 90 -,
 chroot 161 51, clock_adjtime 305 266, clock_settime 227 112, clone 56 220, clone3 435 435, close 3 57,
-close_range 436 436, connect 42 203, creat 85 -, create_module 174 -, delete_module 176 106, dup2 33 -, dup3 292 24,
-execve 59 221, execveat 322 281, fallocate 285 47, fanotify_init 300 262, fchmod 91 52, fchmodat 268 53,
+close_range 436 436, connect 42 203, creat 85 -, create_module 174 -, delete_module 176 106, dup 32 23, dup2 33 -,
+dup3 292 24, execve 59 221, execveat 322 281, fallocate 285 47, fanotify_init 300 262, fchmod 91 52, fchmodat 268 53,
 fchmodat2 452 452, fcntl 72 25, finit_module 313 273, fork 57 -, fsconfig 431 431, fsmount 432 432, fsopen 430 430,
 fspick 433 433, get_kernel_syms 177 -, get_mempolicy 239 236, init_module 175 105, io_setup 206 0, io_submit 209 2,
 io_uring_enter 426 426, io_uring_register 427 427, io_uring_setup 425 425, ioctl 16 29, ioperm 173 -, iopl 172 -,
@@ -101,6 +101,8 @@ CLONE_THREAD = 0x10000
 SET_ID_BITS = 0o6000
 MSG_FASTOPEN = 0x20000000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
+FIOASYNC, FIOSETOWN, SIOCSPGRP = 0x5452, 0x8901, 0x8902
 SPACE, ANY_NUMBER = 0x40305800, 0xFFFFFF00  # XFS's ioctls that reserve room in a file: FS_IOC_RESVSP and its like
 FS_IOC_FSSETXATTR = 0x401C5820
 
@@ -145,9 +147,14 @@ CLOSED: tuple[Rule, ...] = (
 )
 """For every service. Of prctl: SET_DUMPABLE, SET_KEEPCAPS, SET_SECCOMP, SET_CHILD_SUBREAPER, SET_PTRACER."""
 
-# Filters of a service's own: a browser confines its pages by them, and needs the call, where no guard is asked.
-_PYTHON = (Rule("execve execveat seccomp"),)
-"""Of services that are no programs."""
+_PYTHON = (
+    Rule("execve execveat"),
+    Rule("seccomp"),  # a browser confines its pages by filters of its own, so programs keep it where no guard is asked
+    # Who is told of what happens to a file: of any descriptor, as it may be another one of the lifeline.
+    *(Rule("fcntl", (If(1, "equal", what),)) for what in (F_SETOWN, F_SETSIG, F_SETOWN_EX)),
+    *(Rule("ioctl", (If(1, "equal", what),)) for what in (FIOASYNC, FIOSETOWN, SIOCSPGRP)),
+)
+"""For services that are no programs."""
 
 _NO_FORKS = (
     Rule("fork vfork"),
@@ -165,7 +172,8 @@ _PAIRS = (Rule("socketpair", tuple(If(1, "differs", kind, _TYPE) for kind in (_S
 _NOT_INTERNET = (Rule("socket", tuple(If(0, "differs", int(family)) for family in (socket.AF_INET, socket.AF_INET6))),)
 
 _NETWORK: dict[str, tuple[Rule, ...]] = {
-    "none": (*_PAIRS, Rule("socket connect bind listen")),
+    # Without sendmsg nobody sends itself a descriptor, the lifeline's or an unlinked file's.
+    "none": (*_PAIRS, Rule("socket connect bind listen sendmsg")),
     "loopback": (
         *_PAIRS,
         *_NOT_INTERNET,
@@ -191,9 +199,10 @@ POLICIES = tuple(_NETWORK)
 
 
 def _lifeline(fd: int) -> tuple[Rule, ...]:
-    """The descriptor whose closing kills the service with its kernel is not the service's to close or to rearm."""
+    """The descriptor whose closing kills the service with its kernel is not the service's to close or to rearm, nor to
+    have by another number, by which this would not know it."""
     return (
-        Rule("close fcntl ioctl", (If(0, "equal", fd),)),
+        Rule("close fcntl ioctl dup dup2 dup3", (If(0, "equal", fd),)),
         Rule("dup2 dup3", (If(1, "equal", fd),)),
         Rule("close_range", (If(0, "at_most", fd), If(1, "at_least", fd))),
     )
