@@ -47,3 +47,8 @@ class Bounds(NamedTuple):
     files: int = 1024
     file_bytes: int = 1024 * MIB
     programs: bool = False
+
+    @property
+    def guards(self) -> int:
+        """How many processes of ours stand beside it: a guard (_ext/guard.pyx), where it may send descriptors."""
+        return int(self.programs or self.network != "none")

@@ -95,6 +95,11 @@ class Spec:
         return self.limits.bounds._replace(uid=self.room.uid, closed_ports=closed_ports, programs=programs)
 
     @property
+    def guards(self) -> int:
+        """Processes of ours in its group, which are not counted as its own."""
+        return self.bounds(()).guards
+
+    @property
     def text(self) -> bytes:
         return self.version.source
 

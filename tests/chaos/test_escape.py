@@ -276,6 +276,17 @@ def test_the_lifeline_has_one_number(kernel: Server, hostile: str, network: str)
     assert found == dict.fromkeys(found, "EPERM")
 
 
+@pytest.mark.parametrize("network", ["loopback", "all"])
+def test_a_guard_does_not_count(kernel: Server, hostile: str, network: str) -> None:
+    service_id = f"{hostile}-deployed"
+    kernel.deploy(service_id, HOSTILE, limits={"network": network, "max_processes": 1})
+    assert len(family(kernel, service_id)) == 2
+    assert kernel.call(service_id, "spin", [1.5]) == "done"  # it is looked at meanwhile
+    assert kernel.call(service_id, "thread_bomb") == 0
+    status = kernel.status(service_id)
+    assert (status["restarts"], status["usage"]["processes"]) == (0, 1)
+
+
 @pytest.mark.parametrize("network", seccomp.POLICIES)
 def test_no_filter_of_ones_own(kernel: Server, hostile: str, network: str) -> None:
     service_id = f"{hostile}-deployed"
