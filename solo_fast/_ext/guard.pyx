@@ -16,6 +16,8 @@ the service's process group and ends with it; without it, the waiting calls fail
 
 from libc.errno cimport errno
 
+from solo_fast._ext.pages cimport forget
+
 cdef extern from * nogil:
     """
     #ifndef _GNU_SOURCE
@@ -233,6 +235,7 @@ def start(tuple closed_ports):
     if pid < 0:
         raise OSError(errno, "the guard can't be forked")
     if pid == 0:
+        forget()  # or it would keep what its service overwrites, a megabyte and more
         close(order[1])
         close(answer[0])
         guard_main(order[0], answer[1], &ports)
@@ -251,6 +254,7 @@ def watch():
     if pid < 0:
         raise OSError(errno, "the guard can't be forked")
     if pid == 0:
+        forget()
         guard_watch(leader)
     close(leader)
 
