@@ -234,6 +234,7 @@ class Kernel:
             burst=config.get("limits.burst"),
             adaptive=config.get("limits.adaptive"),
         )
+        usual = Limits.of(config, ServiceLimits())
         self.supervisor = Supervisor(
             zygote=zygote,
             store=self.store,
@@ -245,14 +246,14 @@ class Kernel:
                 state_bytes=min(config.get("limits.max_state_bytes"), config.get("limits.max_frame_bytes")),
             ),
             warm_pool=config.get("service.warm_pool"),
-            usual=Limits.of(config, ServiceLimits()),
+            usual=usual,
             limiter=Limiter(
                 self.store.record_soon,
                 data_dir / "run",
                 use_cgroups=config.get("service.cgroups") != "off",
                 usual=(
                     memory_ceiling(config.get("service.max_memory_bytes"), config.get("service.memory_action")),
-                    config.get("service.max_processes"),
+                    usual.max_processes + usual.bounds.guards,
                 ),
                 movable=lambda: frozenset((os.getpid(), zygote.pid)),
                 strangers=zygote.strangers,

@@ -1,10 +1,17 @@
-"""The guard of a service whose network policy is loopback: a process beside it that decides on addresses."""
+"""The guard of a service: a process beside it that decides on addresses, and watches its lifeline."""
 
 def start(closed_ports: tuple[int, ...]) -> tuple[int, int]:
     """Fork it; the two descriptors by which `hand_over` reaches it.
 
     Args:
-        closed_ports: ports of loopback that it lets nobody connect to; at most 16.
+        closed_ports: ports of loopback that it lets nobody connect to or listen at; at most 16.
+
+    Raises:
+        OSError: it can't be forked.
+    """
+
+def watch() -> None:
+    """Fork one that decides nothing: it ends the process group with the kernel, and itself with this process.
 
     Raises:
         OSError: it can't be forked.

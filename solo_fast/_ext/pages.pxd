@@ -1,1 +1,2 @@
 cdef void populate() noexcept nogil
+cdef void forget() noexcept nogil

@@ -218,6 +218,13 @@ cdef extern from * nogil:
         return given;
     }
 
+    /* Drop every copy, in a process that runs no Python any more. Its stack and its thread's own area are not among
+       them; all else is as the zygote had it. */
+    static void solo_forget(void) {
+        for (int k = 0; k < solo_segment_count; k++)
+            madvise((void *)solo_segments[k].start, solo_segments[k].end - solo_segments[k].start, MADV_DONTNEED);
+    }
+
     static size_t solo_give_back(void) {
         sigset_t all, before;
         size_t given = 0;
@@ -244,6 +251,7 @@ cdef extern from * nogil:
     int solo_open_file()
     size_t solo_seal(int fd)
     size_t solo_give_back()
+    void solo_forget()
     pid_t fork()
 
 cdef extern from "Python.h":
@@ -279,6 +287,10 @@ def learn(int link_fd, bytes last_words not None, *, bint at_once):
 
 cdef void populate() noexcept nogil:
     solo_populate()
+
+
+cdef void forget() noexcept nogil:
+    solo_forget()
 
 
 def give_back():

@@ -51,3 +51,8 @@ class Bounds(NamedTuple):
     programs: bool = False
     cpu_s: int = 0
     sampled: bool = True
+
+    @property
+    def guards(self) -> int:
+        """How many processes of ours stand beside it: a guard (_ext/guard.pyx), where it may send descriptors."""
+        return int(self.programs or self.network != "none")

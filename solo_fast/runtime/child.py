@@ -35,6 +35,9 @@ from solo_fast.runtime.state import wait_for
 from solo_fast.runtime.swap.handover import Custody, run_plainly
 from solo_fast.service import Service
 
+# From Python 3.12 on, asyncio writes to a socket that was full by sendmsg, which services without network don't have.
+setattr(asyncio.selector_events, "_HAS_SENDMSG", False)  # noqa: B010 - which no stub knows
+
 _RESTORING = (RESTORE, RESTORE_IF_PERSISTENT)
 
 

@@ -46,7 +46,7 @@ class WarmPool:
     Args:
         size: how many to keep; 0 forks for each deploy.
         usual: what the settled ones are confined to, beside the closed ports.
-        closed_ports: which ports of this host a service of that network may not connect to; waited for.
+        closed_ports: which ports of this host a service of that network may not use; waited for.
         sampled: whether no cgroup will count their memory.
         enclose, enclosed: told of each new process; and waited for, where there is time.
         take_room, leave_room: give the settled ones their rooms, and take back the room of one that ended as a blank.

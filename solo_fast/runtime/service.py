@@ -157,7 +157,7 @@ class Service(Reception):
             if process.settled:
                 process.owner = owner
                 process.begin(source)
-            await self.house.limiter.confine(self, process, spec.limits)
+            await self.house.limiter.confine(self, process, spec)
             if self._ended:
                 raise self.gone()
             described = await process.load(source, owner, patience * spec.limits.startup_timeout_ms / 1000)

@@ -90,9 +90,14 @@ class Spec:
     room: Room
 
     def bounds(self, closed_ports: tuple[int, ...]) -> Bounds:
-        """What its processes are confined to; `closed_ports`: those of this host that they may never connect to."""
+        """What its processes are confined to; `closed_ports`: those of this host that they may never use."""
         programs = self.version.format == "external_binary"
         return self.limits.bounds._replace(uid=self.room.uid, closed_ports=closed_ports, programs=programs)
+
+    @property
+    def guards(self) -> int:
+        """Processes of ours in its group, which are not counted as its own."""
+        return self.bounds(()).guards
 
     @property
     def text(self) -> bytes:

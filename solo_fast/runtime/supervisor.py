@@ -374,7 +374,7 @@ class Supervisor:
         return self._own_ports
 
     async def closed_ports(self, network: str) -> tuple[int, ...]:
-        """The ports of this host that a service of that network may not connect to: the kernel's own, once they are
+        """The ports of this host that a service of that network may not use: the kernel's own, once they are
         open. None where it has no network that leads there."""
         return () if network == "none" else await asyncio.shield(self._ports())
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import resource
@@ -293,6 +294,60 @@ def daemon():
     return eval(os.read(read_end, 10_000))
 
 
+LIFELINE, ANOTHER = 4, 60
+F_SETSIG, F_SETOWN_EX, FIOASYNC, FIOSETOWN, SIOCSPGRP = 10, 15, 0x5452, 0x8901, 0x8902
+
+
+def by_a_message():
+    ours, theirs = socket.socketpair()
+    socket.send_fds(ours, [b"x"], [LIFELINE])
+    os.dup2(socket.recv_fds(theirs, 1, 1)[1][0], ANOTHER)
+
+
+def raw_dup(fd):
+    """dup(2); os.dup is made of fcntl."""
+    if libc.dup(fd) < 0:
+        raise OSError(ctypes.get_errno(), "dup")
+
+
+def another_lifeline():
+    """Ways to another number for the lifeline, under which a filter would not know it."""
+    ways = {
+        "dup2": lambda: os.dup2(LIFELINE, ANOTHER),
+        "dup3": lambda: os.dup2(LIFELINE, ANOTHER, inheritable=False),
+        "dup": lambda: raw_dup(LIFELINE),
+        "F_DUPFD": lambda: fcntl.fcntl(LIFELINE, fcntl.F_DUPFD, ANOTHER),
+        "message": by_a_message,
+    }
+    return {name: attempt(way) for name, way in ways.items()}
+
+
+def rearm_anything():
+    """Who is told of what happens to a file that is no lifeline, as far as one sees."""
+    read_end, _ = os.pipe()
+    ours, _theirs = socket.socketpair()
+    zero, group = struct.pack("i", 0), struct.pack("ii", 2, 0)
+    return {
+        "F_SETSIG": attempt(lambda: fcntl.fcntl(read_end, F_SETSIG, 0)),
+        "F_SETOWN": attempt(lambda: fcntl.fcntl(read_end, fcntl.F_SETOWN, 0)),
+        "F_SETOWN_EX": attempt(lambda: fcntl.fcntl(read_end, F_SETOWN_EX, group)),
+        "FIOASYNC": attempt(lambda: fcntl.ioctl(read_end, FIOASYNC, zero)),
+        "FIOSETOWN": attempt(lambda: fcntl.ioctl(ours, FIOSETOWN, zero)),
+        "SIOCSPGRP": attempt(lambda: fcntl.ioctl(ours, SIOCSPGRP, zero)),
+    }
+
+
+def disarm_the_lifeline():
+    """As far as it goes: whether this process believes that it outlives its kernel."""
+    another_lifeline()
+    outcomes = [
+        attempt(lambda: fcntl.fcntl(ANOTHER, fcntl.F_SETFL, os.O_NONBLOCK)),
+        attempt(lambda: fcntl.fcntl(ANOTHER, F_SETSIG, 0)),
+        attempt(lambda: fcntl.fcntl(ANOTHER, fcntl.F_SETOWN, 0)),
+    ]
+    return "done" in outcomes
+
+
 # -- starving others ------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +414,27 @@ def reserve_a_file():
         refused = errno.errorcode[ctypes.get_errno()] if asked else "allowed"
         os.posix_fallocate(file.fileno(), 0, 65536)
     return [refused, os.stat("reserved").st_size]
+
+
+SPACE_CALLS = (0x0A, 0x24, 0x28, 0x29, 0x2A, 0x2B, 0x39)  # ALLOCSP, RESVSP, UNRESVSP, ZERO_RANGE, some for 64 bits
+
+
+def reserve_by_ioctl():
+    """The same by XFS's calls, which others answer too; what each said, and how many blocks the file has."""
+    space = struct.pack("@hhqqiI4i", 0, 0, 0, 64 << 20, 0, 0, 0, 0, 0, 0)
+    with open("reserved", "wb", buffering=0) as file:
+        calls = {hex(call): 0x40305800 | call for call in SPACE_CALLS} | {"extent size": 0x401C5820}
+        outcomes = {name: attempt(lambda call=call: fcntl.ioctl(file, call, space)) for name, call in calls.items()}
+        return [outcomes, os.fstat(file.fileno()).st_blocks]
+
+
+def keep_an_unlinked_file():
+    """Send it to oneself and close it: it has no name and no descriptor, where a count would look for it."""
+    with open("unseen", "wb", buffering=0) as file:
+        file.write(bytes(65536))
+        os.unlink("unseen")
+        ours, _theirs = socket.socketpair()
+        return attempt(lambda: socket.send_fds(ours, [b"x"], [file.fileno()]))
 
 
 def exhaust_descriptors():
@@ -453,6 +529,38 @@ def listen(host):
             sock.listen()
 
     return attempt(try_it)
+
+
+IP_LOCAL_PORT_RANGE = 51
+
+
+def listen_in_place_of(port):
+    """Stand where another listens already: at another address of the same port, beside it, and by Linux's own choice of
+    a port that it has no other choice of."""
+
+    def try_it(host, asked):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if asked == 0:
+                sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port | port << 16))
+            sock.bind((host, asked))
+            sock.listen()
+
+    hosts = "127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::ffff:127.0.0.1", "::"
+    tried = [(host, port) for host in hosts] + [("127.0.0.2", 0), ("::1", 0)]
+    return {f"{host} {asked}": attempt(lambda h=host, a=asked: try_it(h, a)) for host, asked in tried}
+
+
+SECCOMP = {"x86_64": 317, "aarch64": 277}
+
+
+def own_filter():
+    """A filter with a listener of one's own, which allows all: it would answer where the guard's has ended."""
+    allow = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
+    code = ctypes.create_string_buffer(allow)
+    program = struct.pack("@HP", 1, ctypes.addressof(code))
+    kept = ctypes.create_string_buffer(program)
+    return raw_call_by_number(SECCOMP[os.uname().machine], 1, 8, ctypes.addressof(kept))
 
 
 def sockets():

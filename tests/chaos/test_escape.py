@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 
 from solo_fast.runtime.sandbox import seccomp
+from tests.chaos.hostiles import HOSTILE, USERS, family, name_of, server_of, zygote_of
 from tests.harness import Server, descendants, eventually, running
-from tests.unprivileged import NOBODY, as_nobody, can_be
+from tests.lesser_host import command as on_lesser_host
+from tests.operations.test_external import PROGRAM_PATHS, PYTHON
 
-HOSTILE = (Path(__file__).parent / "hostile.py").read_text()
 NEIGHBOUR = "value = 0\ndef bump():\n    global value\n    value += 1\n    return value\n"
 REFUSED = {"EACCES", "EPERM", "ENOENT"}  # ENOENT: it is not even there
 SIGNALS = REFUSED | {"ESRCH"}
@@ -60,25 +61,13 @@ class Neighbour:
         self._thread.join()
 
 
-@pytest.fixture(scope="module", params=["root", "nobody"])
+@pytest.fixture(scope="module", params=USERS)
 def kernel(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A kernel of that user, with a neighbour that must not notice anything."""
-    if request.param == "root" and os.geteuid() != 0:
-        pytest.skip("the tests do not run as root")
-    if request.param == "nobody" and os.geteuid() == 0 and not can_be():
-        pytest.skip("root may make no mount namespace here")
     with tempfile.TemporaryDirectory(prefix="solo-escape-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        for part in ("kernel", "hold", "cache"):
-            (folder / part).mkdir()
-        env = {"SOLO_SERVICE_MAX_FILE_BYTES": str(FILE_BYTES), "SOLO_SECURITY_NETWORK_CEILING": "all"}
-        server = Server(folder / "kernel", **env)
-        if request.param == "nobody" and os.geteuid() == 0:
-            server.wrap = lambda command: as_nobody(folder / "hold", command)
-            server.env["SOLO_CACHE_DIR"] = str(folder / "cache")
-            for part in ("kernel", "cache"):
-                os.chown(folder / part, NOBODY, NOBODY)
+        env = {"SOLO_SERVICE_MAX_FILE_BYTES": str(FILE_BYTES), "SOLO_SECURITY_NETWORK_CEILING": "all",
+               "SOLO_SECURITY_PROGRAM_PATHS": PROGRAM_PATHS}  # fmt: skip
+        server = server_of(request.param, Path(name), **env)
         with server:
             neighbour = Neighbour(server)
             yield server
@@ -94,7 +83,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 def of_services(server: Server) -> list[str]:
     """Names of what runs below the kernel that is a service's, or was made by one."""
-    names = [_name(pid) for pid in descendants(server.pid)]
+    names = [name_of(pid) for pid in descendants(server.pid)]
     return [name for name in names if name.startswith(("acme/", "peaceful/", "solo-guard"))]
 
 
@@ -106,29 +95,8 @@ def hostile(kernel: Server, request: pytest.FixtureRequest) -> str:
     return service_id
 
 
-def zygote_of(server: Server) -> int:
-    return next(pid for pid in descendants(server.pid) if _parent(pid) == server.pid and _name(pid) == "solo-zygote")
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:  # it has just ended
-        return ""
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-
-
 def work_dir(server: Server, service_id: str) -> Path:
     return server.room(service_id)
-
-
-def family(server: Server, service_id: str) -> set[int]:
-    """Every process of a service's group."""
-    leader = server.call(service_id, "pid")
-    return {pid for pid in descendants(server.pid) if running(pid) and os.getpgid(pid) == leader}
 
 
 def restarts(server: Server, service_id: str) -> int:
@@ -320,6 +288,57 @@ def test_a_daemon_ends_with_its_service(kernel: Server, hostile: str) -> None:
     assert kernel.call(hostile, "pid") not in pids
 
 
+@pytest.mark.parametrize("network", seccomp.POLICIES)
+def test_the_lifeline_has_one_number(kernel: Server, hostile: str, network: str) -> None:
+    service_id = f"{hostile}-deployed"
+    kernel.deploy(service_id, HOSTILE, limits={"network": network})
+    found = kernel.call(service_id, "another_lifeline")
+    assert network == "none" or found.pop("message") == "done"  # there its guard watches the lifeline too
+    assert found == dict.fromkeys(found, "EPERM")
+    found = kernel.call(service_id, "rearm_anything")
+    assert found == dict.fromkeys(found, "EPERM")
+
+
+@pytest.mark.parametrize("network", ["loopback", "all"])
+def test_a_guard_does_not_count(kernel: Server, hostile: str, network: str) -> None:
+    service_id = f"{hostile}-deployed"
+    kernel.deploy(service_id, HOSTILE, limits={"network": network, "max_processes": 1})
+    assert len(family(kernel, service_id)) == 2
+    assert kernel.call(service_id, "spin", [1.5]) == "done"  # it is looked at meanwhile
+    assert kernel.call(service_id, "thread_bomb") == 0
+    status = kernel.status(service_id)
+    assert (status["restarts"], status["usage"]["processes"]) == (0, 1)
+
+
+@pytest.mark.parametrize("network", seccomp.POLICIES)
+def test_no_filter_of_ones_own(kernel: Server, hostile: str, network: str) -> None:
+    service_id = f"{hostile}-deployed"
+    kernel.deploy(service_id, HOSTILE, limits={"network": network})
+    assert kernel.call(service_id, "own_filter") == "EPERM"
+
+
+IN_A_PROGRAM = """
+import json
+found = {"filter": own_filter(), "room": reserve_by_ioctl()}
+with open("found.part", "w") as file:
+    json.dump(found, file)
+os.rename("found.part", "found")
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("network", seccomp.POLICIES)
+def test_a_program(kernel: Server, network: str) -> None:
+    program = {"argv": [PYTHON, "-S", "app.py"], "filename": "app.py", "code": HOSTILE + IN_A_PROGRAM}
+    kernel.deploy(f"program-{network}", format="external_binary", limits={"network": network}, **program)
+    place = work_dir(kernel, f"program-{network}") / "found"
+    eventually(place.exists, "it has tried")
+    found = json.loads(place.read_text())
+    assert found["filter"] == ("EPERM" if network == "loopback" else "done")  # no guard's to answer in place of
+    outcomes, blocks = found["room"]
+    assert (outcomes, blocks) == (dict.fromkeys(outcomes, "EPERM"), 0)
+
+
 # -- starving others ---------------------------------------------------------------------------------------------
 
 
@@ -347,6 +366,16 @@ def test_a_file_of_any_size(kernel: Server, hostile: str) -> None:
 
 def test_a_file_that_is_reserved(kernel: Server, hostile: str) -> None:
     assert kernel.call(hostile, "reserve_a_file") == ["ENOTSUP", 65536]
+
+
+def test_a_file_that_is_reserved_by_ioctl(kernel: Server, hostile: str) -> None:
+    outcomes, blocks = kernel.call(hostile, "reserve_by_ioctl")
+    assert outcomes == dict.fromkeys(outcomes, "EPERM")
+    assert blocks == 0
+
+
+def test_a_file_that_nobody_sees(kernel: Server, hostile: str) -> None:
+    assert kernel.call(hostile, "keep_an_unlinked_file") == "EPERM"
 
 
 def test_descriptors(kernel: Server, hostile: str) -> None:
@@ -475,6 +504,13 @@ def test_loopback_alone(kernel: Server, listener: socket.socket) -> None:
     eventually(lambda: not any(running(pid) for pid in pids), "the guard is gone too")
 
 
+def test_nobody_listens_in_the_kernels_place(kernel: Server) -> None:
+    kernel.deploy("impostor", HOSTILE, limits={"network": "loopback"})
+    for port in (kernel.http_port, kernel.grpc_port):
+        found = kernel.call("impostor", "listen_in_place_of", [port])
+        assert {name: outcome for name, outcome in found.items() if outcome != "EACCES"} == {}
+
+
 def test_a_guard_can_not_be_used_up(kernel: Server, listener: socket.socket) -> None:
     """Its service can neither signal nor trace it, and does not see it as a child."""
     kernel.deploy("guarded", HOSTILE, limits={"network": "loopback"})
@@ -483,6 +519,24 @@ def test_a_guard_can_not_be_used_up(kernel: Server, listener: socket.socket) -> 
     outcomes = kernel.call("guarded", "signal_to", [[guard]])[str(guard)]
     assert set(outcomes) <= SIGNALS
     assert kernel.call("guarded", "connect", ["127.0.0.1", listener.getsockname()[1]]) == "done"
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_guard_that_is_killed_leaves_nothing_open(user: str, listener: socket.socket) -> None:
+    """Where Linux does not keep signals from it, nobody can decide in its place."""
+    with tempfile.TemporaryDirectory(prefix="solo-escape-") as name:
+        server = server_of(user, Path(name), SOLO_SECURITY_NETWORK_CEILING="loopback")
+        as_user = server.wrap
+        server.wrap = lambda line: as_user(on_lesser_host("landlock", run=line))
+        with server:
+            server.deploy("looped", HOSTILE, limits={"network": "loopback"})
+            [guard] = family(server, "looped") - {server.call("looped", "pid")}
+            assert server.call("looped", "signal_to", [[guard]])[str(guard)][1] == "done"
+            eventually(lambda: not running(guard), "its guard is gone")
+            assert server.call("looped", "own_filter") == "EPERM"
+            for port in (listener.getsockname()[1], server.http_port):
+                assert server.call("looped", "connect", ["127.0.0.1", port]) == "ENOSYS"
+            assert not reached(listener)
 
 
 def test_all_of_the_network(kernel: Server, listener: socket.socket) -> None:

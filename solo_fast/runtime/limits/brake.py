@@ -149,7 +149,7 @@ class Brakes:
                 ward.duty = None
             return False
         try:
-            ward.gauge.look(ward.limits.max_processes + 1)
+            ward.gauge.look(ward.members_most)
         except OSError:  # it has just ended, or descriptors are short
             return True
         used_ns = ward.gauge.cpu_ns()

@@ -92,7 +92,7 @@ class DiskQuota:
 def _may_be_full(ward: Ward, since_ns: int) -> bool:
     """Whether its processes have used the CPU time that filling half of the room takes, since `since_ns`."""
     room = max(0, ward.limits.max_disk_bytes - ward.service.disk_bytes)
-    return bool(ward.gauge.members) or (ward.leader_ns - since_ns) / 1e9 > room / 2 / BYTES_A_CPU_S
+    return ward.processes > 1 or (ward.leader_ns - since_ns) / 1e9 > room / 2 / BYTES_A_CPU_S
 
 
 def _order(ward: Ward) -> Order:

@@ -30,7 +30,7 @@ from solo_fast.runtime.limits.ward import Ward
 if TYPE_CHECKING:
     from solo_fast.runtime.process import Process
     from solo_fast.runtime.service import Service
-    from solo_fast.runtime.spec import Limits
+    from solo_fast.runtime.spec import Spec
 
 SLICES = 10
 SLICE_S = 0.1
@@ -149,17 +149,19 @@ class Limiter:
         if not self._closed:
             self._jobs.submit(group.remove)
 
-    async def confine(self, service: Service, process: Process, limits: Limits) -> None:
-        """Hold a process to `limits`, those of the version of the service that it is about to become."""
+    async def confine(self, service: Service, process: Process, spec: Spec) -> None:
+        """Hold a process to the limits of `spec`, the version of the service that it is about to become."""
+        limits = spec.limits
         group = await self.enclosed(process)
         if group is not None:
             try:
-                group.limit(memory_ceiling(limits.max_memory_bytes, limits.memory_action), limits.max_processes)
+                ceiling = memory_ceiling(limits.max_memory_bytes, limits.memory_action)
+                group.limit(ceiling, limits.max_processes + spec.guards)
             except OSError as error:
                 if not process.exited.done():
                     log.warning("pid %d can't be held by its cgroup (%s); it is sampled", process.pid, error)
                 group = None
-        ward = Ward(service, process, limits, group, time.monotonic())
+        ward = Ward(service, process, spec, group, time.monotonic())
         self._wards[process] = ward
         self._slots[process.pid % SLICES].add(ward, clock_id(process.pid))
         self._hot[ward] = None
@@ -217,7 +219,7 @@ class Limiter:
             return Usage()
         return Usage(
             memory_bytes=ward.resident_bytes,
-            processes=1 + len(ward.gauge.members),
+            processes=ward.processes,
             disk_bytes=ward.service.disk_bytes,
             throttled=sorted(ward.brakes),
             held_by="cgroup" if ward.group is not None else "sampling",
@@ -257,12 +259,12 @@ class Limiter:
             self._hot.pop(ward, None)
             return
         ward.leader_ns, ward.sampled_at = leader_ns, now
-        ward.gauge.look(ward.limits.max_processes + 2)
+        ward.gauge.look(ward.members_most)
         for judge in (self._judge_processes, self._judge_memory, self._judge_cpu):
             judge(ward, now)
             if ward.ended:
                 return
-        if ward.gauge.members or ward.courtesy.wakeful or used_ns > elapsed * 1e9 * CALM_SHARE:
+        if ward.processes > 1 or ward.courtesy.wakeful or used_ns > elapsed * 1e9 * CALM_SHARE:
             self._judge_courtesy(ward, used_ns, elapsed, now)
         self._quota.has_run(ward, now)
         near = ward.resident_bytes > ward.limits.max_memory_bytes * NEAR_LIMIT_SHARE
@@ -317,8 +319,7 @@ class Limiter:
     # -- memory and processes ------------------------------------------------------------------------------------
 
     def _judge_processes(self, ward: Ward, now: float) -> None:
-        guards = ward.group is None and ward.limits.network == "loopback"  # it is ours, and Linux grants it beside
-        count, limit = 1 + len(ward.gauge.members) - guards, ward.limits.max_processes
+        count, limit = ward.processes, ward.limits.max_processes
         if count > limit:  # nobody else holds it
             self._kill(ward, "processes", count, limit)
             return

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from solo_fast.runtime.limits.cgroup import Group
     from solo_fast.runtime.process import Process
     from solo_fast.runtime.service import Service
-    from solo_fast.runtime.spec import Limits
+    from solo_fast.runtime.spec import Spec
 
 
 class Ward:
@@ -21,6 +21,7 @@ class Ward:
 
     Attributes:
         group: its cgroup; None where it is sampled.
+        guards: how many of the processes that the gauge sees are ours.
         leader_ns, sampled_at: CPU time of its first process at the last look, and when that was.
         courtesy, family_ns: whether it goes behind others, and CPU time of all its processes at the last look, where it
             has more than one.
@@ -31,10 +32,11 @@ class Ward:
         ended: it is gone, or has been killed for a limit.
     """
 
-    def __init__(self, service: Service, process: Process, limits: Limits, group: Group | None, now: float) -> None:
+    def __init__(self, service: Service, process: Process, spec: Spec, group: Group | None, now: float) -> None:
         self.service = service
         self.process = process
-        self.limits = limits
+        self.limits = spec.limits
+        self.guards = spec.guards
         self.group = group
         self.gauge = Gauge(process.pid, group)
         self.leader_ns, self.sampled_at = 0, now
@@ -61,6 +63,16 @@ class Ward:
         self.walked_at, self.walk_after, self.walked_ns, self.searched_ns = now, now, 0, 0
 
     @property
+    def processes(self) -> int:
+        """How many it has, as of the gauge's last look."""
+        return max(1, 1 + len(self.gauge.members) - self.guards)
+
+    @property
+    def members_most(self) -> int:
+        """As many as the gauge is to look for, to see that they are too many."""
+        return self.limits.max_processes + self.guards + 1
+
+    @property
     def share(self) -> int:
         """Percent of a core that it is held to; 0: to none."""
         shares = list(self.brakes.values())
@@ -72,7 +84,7 @@ class Ward:
     def restless(self) -> bool:
         """Whether it needs a look even when its first process has been idle."""
         return bool(
-            self.gauge.members or self.gauge.strays or self.brakes or self.courtesy.behind
+            self.processes > 1 or self.gauge.strays or self.brakes or self.courtesy.behind
             or self.near_memory.over or self.over_memory.over or self.over_processes.over or self.over_cpu.over
             or self.near_disk.over or self.over_disk.over
         )  # fmt: skip

@@ -68,7 +68,7 @@ def _limit(bounds: Bounds, work_dir: str) -> None:
     calls.limit(
         data=2 * bounds.memory_bytes + 256 * MIB,
         address_space=Plan.current.address_space + 4 * bounds.memory_bytes + 1024 * MIB,
-        processes=bounds.processes + (bounds.network == "loopback") if "processes" in Plan.current.layers else 0,
+        processes=bounds.processes + bounds.guards if "processes" in Plan.current.layers else 0,
         files=bounds.files,
         file_bytes=bounds.file_bytes,
         cpu_s=bounds.cpu_s,
@@ -115,6 +115,8 @@ def _start_guard(bounds: Bounds, work_dir: str) -> None:
     global _guard
     if bounds.network == "loopback":
         _guard = guard.start(tuple(bounds.closed_ports))
+    elif bounds.guards:
+        guard.watch()
 
 
 def _restrict_files(bounds: Bounds, work_dir: str) -> None:

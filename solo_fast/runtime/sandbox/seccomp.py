@@ -22,8 +22,8 @@ from dataclasses import dataclass
 _SYSCALLS = """
 _sysctl 156 -, acct 163 89, add_key 248 217, adjtimex 159 171, bind 49 200, bpf 321 280, capset 126 91, chmod 90 -,
 chroot 161 51, clock_adjtime 305 266, clock_settime 227 112, clone 56 220, clone3 435 435, close 3 57,
-close_range 436 436, connect 42 203, creat 85 -, create_module 174 -, delete_module 176 106, dup2 33 -, dup3 292 24,
-execve 59 221, execveat 322 281, fallocate 285 47, fanotify_init 300 262, fchmod 91 52, fchmodat 268 53,
+close_range 436 436, connect 42 203, creat 85 -, create_module 174 -, delete_module 176 106, dup 32 23, dup2 33 -,
+dup3 292 24, execve 59 221, execveat 322 281, fallocate 285 47, fanotify_init 300 262, fchmod 91 52, fchmodat 268 53,
 fchmodat2 452 452, fcntl 72 25, finit_module 313 273, fork 57 -, fsconfig 431 431, fsmount 432 432, fsopen 430 430,
 fspick 433 433, get_kernel_syms 177 -, get_mempolicy 239 236, init_module 175 105, io_setup 206 0, io_submit 209 2,
 io_uring_enter 426 426, io_uring_register 427 427, io_uring_setup 425 425, ioctl 16 29, ioperm 173 -, iopl 172 -,
@@ -105,6 +105,10 @@ MSG_FASTOPEN = 0x20000000
 MAP_SHARED, MAP_ANONYMOUS, MAP_HUGETLB = 0x01, 0x20, 0x40000
 SOL_SOCKET, SO_SNDBUF, SO_RCVBUF = 1, 7, 8
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
+FIOASYNC, FIOSETOWN, SIOCSPGRP = 0x5452, 0x8901, 0x8902
+SPACE, ANY_NUMBER = 0x40305800, 0xFFFFFF00  # XFS's ioctls that reserve room in a file: FS_IOC_RESVSP and its like
+FS_IOC_FSSETXATTR = 0x401C5820
 
 BASE: tuple[Rule, ...] = (
     Rule("ptrace process_vm_writev kcmp process_madvise process_mrelease"),
@@ -126,6 +130,9 @@ BASE: tuple[Rule, ...] = (
     Rule("clone3 openat2 sendmmsg fchmodat2", action=ENOSYS),
     # Fills a disk at once, before anybody can look; the C library's posix_fallocate then writes instead.
     Rule("fallocate", action=NOT_SUPPORTED),
+    # The same by doors that do not even ask RLIMIT_FSIZE; the last has XFS reserve gigabytes at one byte's write.
+    Rule("ioctl", (If(1, "equal", SPACE, ANY_NUMBER),)),
+    Rule("ioctl", (If(1, "equal", FS_IOC_FSSETXATTR),)),
     # A file that changes its caller's user is a way out for a service that shares a host with people.
     Rule("open", (If(2, "any_bit", SET_ID_BITS),)),
     Rule("openat", (If(3, "any_bit", SET_ID_BITS),)),
@@ -157,7 +164,14 @@ UNCOUNTED: tuple[Rule, ...] = (
 """Where memory is sampled: what can be kept in memory without being mapped, so that it shows in no resident set. A
 socket's buffers stay as they are; whoever asks for other ones is content, as those sizes are no more than a wish."""
 
-_NO_PROGRAMS = (Rule("execve execveat"),)
+_PYTHON = (
+    Rule("execve execveat"),
+    Rule("seccomp"),  # a browser confines its pages by filters of its own, so programs keep it where no guard is asked
+    # Who is told of what happens to a file: of any descriptor, as it may be another one of the lifeline.
+    *(Rule("fcntl", (If(1, "equal", what),)) for what in (F_SETOWN, F_SETSIG, F_SETOWN_EX)),
+    *(Rule("ioctl", (If(1, "equal", what),)) for what in (FIOASYNC, FIOSETOWN, SIOCSPGRP)),
+)
+"""For services that are no programs."""
 
 _NO_FORKS = (
     Rule("fork vfork"),
@@ -175,7 +189,8 @@ _PAIRS = (Rule("socketpair", tuple(If(1, "differs", kind, _TYPE) for kind in (_S
 _NOT_INTERNET = (Rule("socket", tuple(If(0, "differs", int(family)) for family in (socket.AF_INET, socket.AF_INET6))),)
 
 _NETWORK: dict[str, tuple[Rule, ...]] = {
-    "none": (*_PAIRS, Rule("socket connect bind listen")),
+    # Without sendmsg nobody sends itself a descriptor, the lifeline's or an unlinked file's.
+    "none": (*_PAIRS, Rule("socket connect bind listen sendmsg")),
     "loopback": (
         *_PAIRS,
         *_NOT_INTERNET,
@@ -184,6 +199,7 @@ _NETWORK: dict[str, tuple[Rule, ...]] = {
         Rule("sendto", (If(3, "any_bit", MSG_FASTOPEN),)),
         Rule("sendmsg", (If(2, "any_bit", MSG_FASTOPEN),)),
         Rule("connect bind listen", action=NOTIFY),
+        Rule("seccomp"),  # of two filters that notify, the later one's listener is asked, once the former's has ended
     ),
     "all": (
         *_PAIRS,
@@ -200,9 +216,10 @@ POLICIES = tuple(_NETWORK)
 
 
 def _lifeline(fd: int) -> tuple[Rule, ...]:
-    """The descriptor whose closing kills the service with its kernel is not the service's to close or to rearm."""
+    """The descriptor whose closing kills the service with its kernel is not the service's to close or to rearm, nor to
+    have by another number, by which this would not know it."""
     return (
-        Rule("close fcntl ioctl", (If(0, "equal", fd),)),
+        Rule("close fcntl ioctl dup dup2 dup3", (If(0, "equal", fd),)),
         Rule("dup2 dup3", (If(1, "equal", fd),)),
         Rule("close_range", (If(0, "at_most", fd), If(1, "at_least", fd))),
     )
@@ -244,7 +261,7 @@ def closing(network: str, *, lifeline_fd: int, programs: bool, forks: bool, samp
     """
     sockets = _ONLY_UNIX if programs and network == "none" else _NETWORK[network]
     rules = CLOSED + _lifeline(lifeline_fd) + sockets + (UNCOUNTED if sampled else ())
-    return assemble(rules + (() if programs else _NO_PROGRAMS) + (() if forks else _NO_FORKS))
+    return assemble(rules + (() if programs else _PYTHON) + (() if forks else _NO_FORKS))
 
 
 def numbers() -> dict[str, int]:
