@@ -117,6 +117,18 @@ class Writers:
         return True
 
 
+def registered(server: Server) -> dict[str, str]:
+    """Name -> version of all registrations, page by page."""
+    found: dict[str, str] = {}
+    after = 0
+    while True:
+        page = server.request("GET", f"/registry?after={after}")[1]
+        found |= {one["service_name"]: one["version"] for one in page["services"]}
+        after = page.get("next")
+        if after is None:
+            return found
+
+
 def health(server: Server) -> dict[str, Any]:
     status, body, _ = server.request("GET", "/health", tenant=None)
     assert status == 200
@@ -186,7 +198,7 @@ def test_nothing_acknowledged_is_lost_and_the_kernel_heals(tmp_path: Path, disk:
         logs = eventually(lambda: lost_lines(server), "the log says that lines were lost")
         assert len(logs) == 1
         assert server.request("DELETE", "/services/counter")[1]["durable"] is True
-        found = {one["service_name"]: one["version"] for one in server.request("GET", "/registry")[1]["services"]}
+        found = registered(server)
         crash(server)
 
         rows, report = stored(disk / "data" / "events.db")
@@ -201,7 +213,7 @@ def test_nothing_acknowledged_is_lost_and_the_kernel_heals(tmp_path: Path, disk:
         eventually(lambda: healthy(server), "recovery is over")
         assert {one["service_id"] for one in server.request("GET", "/services")[1]["services"]} == {"chatty"}
         assert server.status("chatty")["restarts"] == 1
-        again = {one["service_name"]: one["version"] for one in server.request("GET", "/registry")[1]["services"]}
+        again = registered(server)
         assert again == found
         import orjson
 

@@ -44,7 +44,7 @@ def deploy_program(server: Server) -> set[int]:
         "POST", "/services", {"service_id": "program", "format": "external_binary", **program}
     )
     assert status == 201, answer
-    [work_dir] = server.data_dir.glob("work/acme.program.*")
+    [work_dir] = [room for room in server.rooms() if room.name.startswith("acme.program.")]
     return {int(eventually(lambda: (work_dir / "pid").exists() and (work_dir / "pid").read_text(), "it has tried"))}
 
 

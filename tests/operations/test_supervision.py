@@ -286,7 +286,7 @@ def test_a_room_is_left_when_the_last_of_its_services_is_gone(server):
     slow = "import os, time\nfrom solo_fast import Service\nclass A(Service):\n    def pid(self): return os.getpid()\n"
     slow += "    def terminate(self, reason): time.sleep(600)\n"
     server.deploy("shared", slow, limits={"shutdown_timeout_ms": 60_000})
-    room = server.data_dir / "work" / next(name for name in server.work_dirs() if name.startswith("acme.shared."))
+    room = next(room for room in server.rooms() if room.name.startswith("acme.shared."))
     former = server.call("shared", "pid")
     server.deploy("shared", slow, replace=True)
     assert server.call("shared", "pid") != former

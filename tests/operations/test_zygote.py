@@ -88,7 +88,7 @@ def deploys(server: Server, count: int) -> list[tuple[int, str]]:
 
 def test_descriptors_that_a_service_has_under_way_are_nobodys_end(plain: Server) -> None:
     plain.deploy("witness", WITNESS)
-    plain.deploy("hoarder", HOARDER, tenant="evil")
+    plain.deploy("hoarder", HOARDER, tenant="evil", limits={"network": "loopback"})  # who may send descriptors
     pid, zygote = plain.call("witness", "pid"), zygote_of(plain)
     assert plain.call("hoarder", "hold", tenant="evil") > SOFT
     assert [status for status, _ in deploys(plain, 8)] == [201] * 8
@@ -98,7 +98,7 @@ def test_descriptors_that_a_service_has_under_way_are_nobodys_end(plain: Server)
 
 def test_a_child_that_can_not_be_announced_is_a_failed_fork_and_no_more(plain: Server) -> None:
     plain.deploy("witness", WITNESS)
-    plain.deploy("hoarder", HOARDER, tenant="evil")
+    plain.deploy("hoarder", HOARDER, tenant="evil", limits={"network": "loopback"})  # who may send descriptors
     pid, zygote = plain.call("witness", "pid"), zygote_of(plain)
     lower = ["prlimit", "--pid", str(zygote), f"--nofile={SOFT}:{HARD}"]  # Linux refuses it what the kernel may do
     subprocess.run(lower, check=True, user=NOBODY, group=NOBODY, extra_groups=[])
