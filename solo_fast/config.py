@@ -14,8 +14,9 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +44,7 @@ class Key:
         least, most: bounds of a number.
         choices: of a string; empty for any.
         live: whether a change takes effect without a restart.
-        per_tenant: whether [tenants.NAME] may set it, by the key's own name.
+        per_tenant: whether [tenants.NAME] may set it, by the key's own name; there every change is live.
     """
 
     name: str
@@ -66,11 +67,11 @@ KEYS: tuple[Key, ...] = (
     Key("solo.log_format", "text", "the kernel's own log: lines for people, or a JSON object a line",
         choices=("text", "json")),
     Key("solo.heartbeat_seconds", 15, "how often a quiet watch or log stream shows that it lives", least=1, most=3600),
-    Key("limits.max_per_tenant", 100, "requests in flight of one tenant", least=1, live=True, per_tenant=True),
+    Key("limits.max_per_tenant", 100, "requests in flight of one tenant", least=1, per_tenant=True),
     Key("limits.max_total", 1000, "requests in flight of all tenants", least=1),
-    Key("limits.rate_per_tenant", 0, "requests a second of one tenant; 0 sets no rate", live=True, per_tenant=True),
+    Key("limits.rate_per_tenant", 0, "requests a second of one tenant; 0 sets no rate", per_tenant=True),
     Key("limits.burst", 0, "requests that a tenant may send at once under its rate; 0 means as many as the rate",
-        live=True, per_tenant=True),
+        per_tenant=True),
     Key("limits.adaptive", False, "also limit each class of requests by how its latency develops"),
     Key("limits.max_request_bytes", 8 * MIB, "a request's body", least=1024),
     Key("limits.max_source_bytes", MIB, "a service's source", least=1, live=True),
@@ -342,6 +343,7 @@ class Config:
     _tenants: dict[str, dict[str, Any]] = field(default_factory=dict)
     file: str = ""
     _passing: dict[str, tuple[Any, float]] = field(default_factory=dict)  # key -> value, monotonic end
+    _again: Callable[[], Config] | None = None  # reads and merges once more what it was made of
 
     @classmethod
     def load(
@@ -369,6 +371,7 @@ class Config:
             values[name] = check(_BY_NAME[name], value, "the command line")
         config = cls(values, tenants, path)
         config.validate()
+        config._again = partial(cls.load, path, environ=environ, flags=flags)
         return config
 
     @classmethod
@@ -408,6 +411,26 @@ class Config:
     def says(self, name: str) -> bool:
         """Whether somebody has set a key, rather than its default."""
         return name in self._values
+
+    def reload(self) -> tuple[list[str], list[str]]:
+        """Read the file again, and take over what can change while the kernel runs.
+
+        Returns:
+            The keys and tenants that changed; and the keys that say something else now, and need a restart.
+
+        Raises:
+            ConfigError: as `load`; all is as it was.
+        """
+        if self._again is None:
+            return [], []
+        fresh = self._again()
+        differing = [key for key in KEYS if fresh.get(key.name) != self._values.get(key.name, key.default)]
+        live = [key.name for key in differing if key.live]
+        self._values.update({name: fresh.get(name) for name in live})
+        names = {*self._tenants, *fresh._tenants}
+        tenants = sorted(f"tenants.{name}" for name in names if self._tenants.get(name) != fresh._tenants.get(name))
+        self._tenants = fresh._tenants
+        return [*live, *tenants], [key.name for key in differing if not key.live]
 
     @staticmethod
     def _key(name: str) -> Key:

@@ -18,11 +18,12 @@ import signal
 import socket
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solo_fast import __version__
-from solo_fast.config import Config, program_paths, required_layers, uid_range
+from solo_fast.config import Config, ConfigError, program_paths, required_layers, uid_range
 from solo_fast.domain.addresses import authority
 from solo_fast.domain.errors import SoloError
 from solo_fast.telemetry import logs as telemetry_logs
@@ -269,8 +270,11 @@ class Kernel:
         self._stop = asyncio.Event()
         self._grace_s: float | None = None
         self._signals = 0
-        for tenant in config.tenants():
-            view = config.for_tenant(tenant)
+        self._limit_tenants(config.tenants())
+
+    def _limit_tenants(self, tenants: Iterable[str]) -> None:
+        for tenant in tenants:
+            view = self.config.for_tenant(tenant)
             self.shedder.set_tenant(
                 tenant,
                 max_in_flight=view.get("limits.max_per_tenant"),
@@ -296,6 +300,7 @@ class Kernel:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         self.store.start(loop)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._close_store)
@@ -439,15 +444,31 @@ class Kernel:
             self.state = "shutting_down"
             self._grace_s = grace_s
             self._stop.set()
+        elif grace_s == 0:
+            log.warning("asked to stop at once: ending every service")
+            self.supervisor.kill_all()
+
+    def _reload(self) -> None:
+        """SIGHUP: change to what the configuration says now, as far as that can be done live."""
+        before = set(self.config.tenants())
+        try:
+            changed, fixed = self.config.reload()
+        except ConfigError as error:
+            log.error("the configuration is not reloaded, and stays as it was: %s", error)
+            return
+        self._limit_tenants({*before, *self.config.tenants()})
+        self.operations.reconfigured()
+        self.supervisor.reconfigured(self.operations.usual_limits())
+        log.info("the configuration is reloaded: %s", f"changed are {', '.join(changed)}" if changed else "no change")
+        if fixed:
+            log.warning("changes of %s take effect when the kernel starts again", ", ".join(fixed))
 
     def _signalled(self) -> None:
         self._signals += 1
         if self._signals == 1:
             self.begin_shutdown(None)
         elif self._signals == 2:
-            log.warning("second signal: ending every service at once")
             self.begin_shutdown(0)
-            self.supervisor.kill_all()
         else:
             os._exit(1)
 

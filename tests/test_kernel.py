@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import sqlite3
 import stat
 import subprocess
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -141,3 +144,49 @@ def test_the_last_event_is_the_end(tmp_path):
         types = [row[0] for row in database.execute("SELECT event_type FROM events ORDER BY id")]
     database.close()
     assert types == ["system_started", "system_shutdown_started", "system_shutdown_complete"]
+
+
+def test_sighup_reloads_what_can_change_and_says_what_can_not(tmp_path: Path) -> None:
+    file = tmp_path / "solo.toml"
+    file.write_text("[service]\nmax_in_flight = 5\n")
+    code = "import resource\ndef data(): return resource.getrlimit(resource.RLIMIT_DATA)[0]\n"
+
+    def reload(text: str, told: str) -> None:
+        said = len(server.log)
+        file.write_text(text)
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: told in server.log[said:], told)
+
+    with Server(tmp_path, "--config", str(file)) as server:
+        server.deploy("before", code)
+        reload(
+            "[service]\nmax_in_flight = 6\nmax_memory_bytes = 67108864\n[limits]\nmax_total = 50\n"
+            "[tenants.acme]\nservices_per_tenant = 2\n",
+            "changes of limits.max_total take effect when the kernel starts again",
+        )
+        assert "service.max_in_flight" in server.log
+        assert "tenants.acme" in server.log
+        server.deploy("after", code)
+        assert server.call("after", "data") < server.call("before", "data")
+        assert server.status("after")["limits"]["max_in_flight"] == 6
+        status, answer, _ = server.request("POST", "/services", {"service_id": "third", "code": code})
+        assert (status, answer["error"]) == (429, "overloaded"), answer
+        reload("[service]\nmax_in_fligth = 7\n", "stays as it was")
+        assert "max_in_flight" in server.log.rsplit("stays as it was", 1)[1], "the nearest key is named"
+        server.request("DELETE", "/services/before?force=true")
+        reload("", "tenants.acme")
+        for number in range(10):  # blanks with the limits of today
+            server.deploy(f"later-{number}", code)
+            assert server.call(f"later-{number}", "data") == 768 << 20
+        assert server.stop() == 0
+
+
+def test_a_shutdown_that_takes_too_long_can_be_hurried(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        code = "import time\nfrom solo_fast import Service\nclass A(Service):\n"
+        code += "    def terminate(self, why): time.sleep(600)\n"
+        server.deploy("slow", code, limits={"shutdown_timeout_ms": 600_000})
+        assert server.request("POST", "/shutdown", {"grace_period_ms": 500_000}, tenant=None)[0] == 202
+        with contextlib.suppress(OSError):  # it may be gone before it has answered
+            server.request("POST", "/shutdown", {"grace_period_ms": 0}, tenant=None)
+        assert server.process.wait(DEADLINE_S) == 0

@@ -121,6 +121,15 @@ class Operations(RegistryOperations, StorageOperations):
         config = self.config.for_tenant(tenant)
         return ceilings.capped(config, Limits.of(config, asked))
 
+    def reconfigured(self) -> None:
+        """The configuration has changed."""
+        self._sections = frozenset(self.config.tenants())
+        self._usual_limits.clear()
+
+    def usual_limits(self) -> Limits:
+        """What a service gets that asks for nothing, of a tenant without a section."""
+        return self._usual_limits_of("")
+
     def _usual_limits_of(self, tenant: str) -> Limits:
         section = tenant if tenant in self._sections else ""
         usual = self._usual_limits.get(section)

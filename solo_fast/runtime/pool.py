@@ -118,6 +118,20 @@ class WarmPool:
             self._leave_room(settled.room)
         return None
 
+    def change(self, usual: Bounds) -> None:
+        """Settle blanks to these bounds from now on; those that have others go."""
+        if usual == self._usual:
+            return
+        self._usual = usual
+        former, self._settled = self._settled, []
+        for settled in former:
+            self._drop(settled.process, settled.room)
+        self.refill()
+
+    def _drop(self, process: Process, room: Room) -> None:
+        process.kill()
+        self._leave_room(room)
+
     def _keep(self, forking: asyncio.Task[Process]) -> None:
         self._unclaimed.discard(forking)
         if forking.cancelled() or forking.exception() is not None:
@@ -169,10 +183,11 @@ class WarmPool:
 
     async def _settle(self, process: Process) -> None:
         room = None
+        usual = self._usual
         try:
-            closed_ports = await self._closed_ports(self._usual.network)
+            closed_ports = await self._closed_ports(usual.network)
             room = await self._take_room()
-            bounds = self._usual._replace(uid=room.uid, closed_ports=closed_ports)
+            bounds = usual._replace(uid=room.uid, closed_ports=closed_ports)
             await process.settle(str(room.work_dir), bounds, SETTLE_SECONDS_MAX)
             await self._enclosed(process)
         except BaseException as error:
@@ -185,7 +200,11 @@ class WarmPool:
                 log.error("a blank can't be settled: %s", error)
                 self._resting = asyncio.get_running_loop().call_later(REST_S, self._rested)
         else:
-            self._settled.append(Settled(process, room))
+            if usual == self._usual:
+                self._settled.append(Settled(process, room))
+            else:  # they have changed meanwhile
+                self._drop(process, room)
+                self.refill()
 
     def _rested(self) -> None:
         self._resting = None

@@ -145,6 +145,10 @@ class Supervisor:
         """What the zygote found of each layer of the sandbox."""
         return self._zygote.layers
 
+    def reconfigured(self, usual: Limits) -> None:
+        """Most services get these limits from now on."""
+        self._pool.change(usual.bounds)
+
     def tidy(self) -> None:
         """Remove what a killed kernel has left, in the background: a thousand directories take half a second."""
         self.in_background(asyncio.to_thread(self._rooms.tidy))
