@@ -335,7 +335,7 @@ class Kernel:
         log.info("stopped")
 
     async def _record_start(self, started: Any) -> None:
-        from solo_fast.store.database import StoreUnavailable
+        from solo_fast.domain.errors import StoreUnavailable
 
         try:
             await self.store.record(started)

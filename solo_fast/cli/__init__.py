@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -24,6 +25,12 @@ def main() -> None:
         # `set -o pipefail` can tell that not all was written. SIGPIPE itself would also end us for a server's sake.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(EXIT_BROKEN_PIPE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stderr.write(f"solo: the output could not be written: {error.strerror}\n")
+        sys.exit(1)
     sys.exit(code)
 
 
@@ -34,7 +41,13 @@ def _run() -> int:
     from solo_fast.cli.output import CommandFailed
 
     try:
-        code = solo.main(prog_name="solo", standalone_mode=False)
+        try:
+            code = solo.main(prog_name="solo", standalone_mode=False)
+        except UnicodeEncodeError:  # on its way to the server
+            strange = [word for word in sys.argv if not word.isprintable()]
+            if not strange:
+                raise
+            raise click.UsageError(f"{strange[0][:100]!a} is no text: its bytes are no UTF-8") from None
     except CommandFailed as failure:
         failure.show()
         return failure.exit_code

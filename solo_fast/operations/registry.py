@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from solo_fast._ext.registry import Directory, Registration
 from solo_fast.config import Config
 from solo_fast.domain import messages as m
-from solo_fast.domain.errors import InvalidRequest, NotFound, TenantOverloaded
+from solo_fast.domain.errors import InvalidRequest, NotFound, StoreUnavailable, TenantOverloaded
 from solo_fast.domain.events import Event
 from solo_fast.domain.ids import check_id
 from solo_fast.operations.caller import Caller
@@ -20,7 +20,6 @@ from solo_fast.operations.deploys import check_metadata
 from solo_fast.operations.uninterrupted import Uninterrupted
 from solo_fast.operations.views import PAGE_BYTES, discovered
 from solo_fast.runtime.supervisor import Supervisor
-from solo_fast.store.database import StoreUnavailable
 from solo_fast.store.desired import PutRegistration, RegistrationRow, RemoveRegistration, RenewRegistration
 from solo_fast.store.eventstore import EventStore
 

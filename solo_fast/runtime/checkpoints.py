@@ -7,8 +7,7 @@ import contextlib
 import logging
 import time
 
-from solo_fast.domain.errors import SoloError
-from solo_fast.store.database import StoreUnavailable
+from solo_fast.domain.errors import SoloError, StoreUnavailable
 from solo_fast.store.desired import Change, PutCheckpoint, RemoveCheckpoint, checkpoint_keys, checkpoint_of
 from solo_fast.store.eventstore import EventStore
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from solo_fast.domain.errors import InternalError, KernelOverloaded
-from solo_fast.store.database import StoreUnavailable
+from solo_fast.domain.errors import InternalError, KernelOverloaded, StoreUnavailable
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _AS_A_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

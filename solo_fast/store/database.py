@@ -7,8 +7,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from solo_fast.domain.errors import SoloError
-from solo_fast.domain.errors import StoreUnavailable as StoreUnavailable
+from solo_fast.domain.errors import SoloError, StoreUnavailable
 
 MIGRATIONS: tuple[str, ...] = (
     """

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from solo_fast._ext.ring import Overrun, Ring
-from solo_fast.domain.errors import InvalidRequest, ShuttingDown, SoloError
+from solo_fast.domain.errors import InvalidRequest, ShuttingDown, SoloError, StoreUnavailable
 from solo_fast.domain.events import Event
 from solo_fast.store import chain, copies, database
-from solo_fast.store.database import StoreError, StoreUnavailable
+from solo_fast.store.database import StoreError
 from solo_fast.store.desired import Change
 from solo_fast.store.lines import LineTable, LogLine
 from solo_fast.store.pacing import Pacer

@@ -443,3 +443,24 @@ def test_serve_says_why_it_can_not_start(server, tmp_path):
 def test_shutdown(own_server):
     assert solo("shutdown", server=own_server).returncode == 0
     assert own_server.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("arguments", [("status", b"\xff"), ("call", "a", b"\xff"), ("events", "--type", b"\xff")])
+def test_a_word_that_is_no_text_is_a_usage_error(server: Server, arguments: tuple[str | bytes, ...]) -> None:
+    line = [*command(), *arguments, "--http-port", str(server.http_port)]
+    ran = subprocess.run(line, capture_output=True, text=True, check=False, env=environment())
+    assert ran.returncode == 2
+    assert "no UTF-8" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [("list", "--json"), ("list",), ("version",), ("help",)])
+def test_a_full_disk_behind_the_output_is_said(server: Server, arguments: tuple[str, ...]) -> None:
+    server.deploy("shown", "def f(): return 1", replace=True)
+    line = [*command(), *arguments]
+    if arguments[0] == "list":
+        line += ["--http-port", str(server.http_port), "--tenant", "acme"]
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment())
+    assert ran.returncode == 1
+    assert ran.stderr.strip() == "solo: the output could not be written: No space left on device"

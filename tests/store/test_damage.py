@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from solo_fast.domain.errors import InternalError
+from solo_fast.domain.errors import InternalError, StoreUnavailable
 from solo_fast.domain.events import Event
 from solo_fast.store import chain, copies, database
 from solo_fast.store.backlog import EVENTS_MAX, Backlog
-from solo_fast.store.database import StoreError, StoreUnavailable
+from solo_fast.store.database import StoreError
 from solo_fast.store.desired import NoteRestarts, RemoveService, RenewRegistration
 from solo_fast.store.eventstore import EventStore
 from solo_fast.store.logbook import LogBook

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from solo_fast.domain.errors import InvalidRequest
+from solo_fast.domain.errors import InvalidRequest, StoreUnavailable
 from solo_fast.domain.events import EVENT_TYPES, Event, check_own_type
-from solo_fast.store.database import StoreError, StoreUnavailable
+from solo_fast.store.database import StoreError
 from solo_fast.store.eventstore import EVENT_BYTES, PAGE_BYTES, RECENT_BYTES, EventStore
 from tests.harness import ROOT, environment
 
