@@ -10,7 +10,6 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 WIRE = ROOT / "solo_fast" / "gateway" / "wire"
@@ -33,16 +32,9 @@ def generate_wire() -> None:
         (WIRE / made.name).write_text(text)
 
 
-class BuildExt(build_ext):
-    """Generates the wire modules before the extensions are compiled."""
-
-    def run(self) -> None:
-        generate_wire()
-        super().run()
-
+generate_wire()  # before setuptools looks for packages
 
 setup(
-    cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
         [
             Extension(f"solo_fast._ext.{path.stem}", [str(path.relative_to(ROOT))], extra_compile_args=["-O2"])
