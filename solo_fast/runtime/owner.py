@@ -30,7 +30,7 @@ class Owner:
     def checkpoint(self, process: Process, state: bytes) -> None:
         """The service's state, for the store."""
 
-    def why(self, process: Process) -> str:
+    def why(self, process: Process, ending: Ending) -> str:
         """What there is to say about the end of the process, for the end of a sentence."""
         return ""
 

@@ -277,7 +277,7 @@ class Process(asyncio.Protocol):
             ) from None
         except EndedEarlyError as error:
             raise deploy_failed(
-                f"the process {error.ending} before the source had come up{self.owner.why(self)}"
+                f"the process {error.ending} before the source had come up{self.owner.why(self, error.ending)}"
             ) from None
         except FrameError as error:
             raise deploy_failed(f"the source broke its link to the kernel: {error}") from None
@@ -576,7 +576,7 @@ class Process(asyncio.Protocol):
             os.close(self.child.pidfd)
             self.child.pidfd = -1
         await self._last_frames()
-        self._fail_pending(ServiceError(f"the service {ending} before it answered{self.owner.why(self)}"))
+        self._fail_pending(ServiceError(f"the service {ending} before it answered{self.owner.why(self, ending)}"))
         for post in self._posts:
             post.cancel()
         self._loaded(None, EndedEarlyError(ending))

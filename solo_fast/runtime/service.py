@@ -388,8 +388,8 @@ class Service(Reception):
         if process is self._process and persists and self._keeps_state:
             self.house.checkpoints.save(self.spec.tenant, self.spec.service_id, state)
 
-    def why(self, process: Process) -> str:
-        if self._ended:
+    def why(self, process: Process, ending: Ending) -> str:
+        if self._ended and ending.signal:  # else it ended by itself, just then
             return _WHY_ENDED.get(self._end_reason, "")
         self.house.limiter.conclude(process)
         return explanation(process.violation) if process.violation is not None else ""

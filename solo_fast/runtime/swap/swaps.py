@@ -20,6 +20,7 @@ from solo_fast.domain.messages import CodeCheck, Format, Strategy, Stream
 from solo_fast.runtime.check.checkers import Checkers
 from solo_fast.runtime.check.examination import CLEAN, Examination
 from solo_fast.runtime.checkpoints import CheckpointStore
+from solo_fast.runtime.ending import Ending
 from solo_fast.runtime.frames import CODE_CHANGE, RESTORE_IF_PERSISTENT, Kind
 from solo_fast.runtime.owner import Owner
 from solo_fast.runtime.process import Process
@@ -95,8 +96,8 @@ class _Candidate(Owner):
     def sift(self, data: bytes, new: int) -> bytes:
         return self._service.sift(data, new)
 
-    def why(self, process: Process) -> str:
-        return self._service.why(process)
+    def why(self, process: Process, ending: Ending) -> str:
+        return self._service.why(process, ending)
 
     @property
     def saturated(self) -> bool:
