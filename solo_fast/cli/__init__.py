@@ -23,15 +23,20 @@ def main() -> None:
     except (BrokenPipeError, ReaderGone):
         # The reader of our output has enough. Others die of SIGPIPE then, which a shell shows as 141: as quiet, and
         # `set -o pipefail` can tell that not all was written. SIGPIPE itself would also end us for a server's sake.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _print_no_more()
         sys.exit(EXIT_BROKEN_PIPE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _print_no_more()
         sys.stderr.write(f"solo: the output could not be written: {error.strerror}\n")
         sys.exit(1)
     sys.exit(code)
+
+
+def _print_no_more() -> None:
+    """What is still in stdout's buffer would fail once more at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _run() -> int:

@@ -103,10 +103,10 @@ async def admitted_stream(
     Raises:
         SoloError: as `admitted`.
     """
-    slot: Slot | None = _admit(kernel, operation, caller)
-    if slot is not None and getattr(request, "follow", True):
+    slot = _admit(kernel, operation, caller)
+    follows = getattr(request, "follow", True)
+    if follows:
         kernel.shedder.release(slot)
-        slot = None
     try:
         items = getattr(kernel.operations, operation.name)(caller, request)
         try:
@@ -119,5 +119,5 @@ async def admitted_stream(
     except Exception as error:
         raise internal_error(kernel, operation.name, error) from error
     finally:
-        if slot is not None:
+        if not follows:
             kernel.shedder.release(slot)

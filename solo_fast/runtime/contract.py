@@ -16,7 +16,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from solo_fast.runtime.check.analysis import analyse
-from solo_fast.runtime.frames import METHODS_MAX, NAME_BYTES_MAX
+from solo_fast.runtime.frames import MESSAGE_MAX, METHODS_MAX, NAME_BYTES_MAX
 from solo_fast.service import LIFECYCLE, Service
 
 MODULE_NAME = "solo_service"
@@ -24,9 +24,6 @@ MODULE_NAME = "solo_service"
 
 TEXT_MAX = 400
 """Characters of an offending line that a diagnostic shows."""
-
-MESSAGE_MAX = 4096
-"""Characters of what an exception says of itself."""
 
 
 class ContractError(Exception):
@@ -68,8 +65,8 @@ def compile_source(source: str, filename: str) -> CodeType:
 
 
 def _not_compiled(error: Exception, source: str) -> ContractError:
-    shown = error.msg if isinstance(error, SyntaxError) else NO_MEMORY if isinstance(error, MemoryError) else error
-    message = f"{type(error).__name__}: {shown}".rstrip(": ")
+    said = error.msg if isinstance(error, SyntaxError) else NO_MEMORY if isinstance(error, MemoryError) else error
+    message = f"{type(error).__name__}: {said}".rstrip(": ")
     line, column, text = 0, 0, ""
     if isinstance(error, SyntaxError) and error.lineno:
         line, column, text = error.lineno, error.offset or 0, error.text or line_of(source, error.lineno)

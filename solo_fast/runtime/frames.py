@@ -48,6 +48,9 @@ class Kind:
     SETTLED = 28  # null: SETTLE is done
 
 
+MESSAGE_MAX = 4096
+"""Characters of what an exception says of itself."""
+
 METHODS_MAX = 1000
 NAME_BYTES_MAX = 255
 """Of a service: methods that can be called, and bytes of a method's name, whose length is one byte of a frame."""

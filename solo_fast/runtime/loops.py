@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from solo_fast.runtime.contract import MESSAGE_MAX, Callee, is_coroutine_function, shown
-from solo_fast.runtime.frames import Kind, split_message
+from solo_fast.runtime.contract import Callee, is_coroutine_function, shown
+from solo_fast.runtime.frames import MESSAGE_MAX, Kind, split_message
 from solo_fast.runtime.idleness import FIRST_IDLE_S, IDLE_S, give_back
 from solo_fast.runtime.inside import Inside, Link, encode
 from solo_fast.runtime.state import Timers, pack, wait_for

@@ -8,12 +8,12 @@ from typing import Any
 from solo_fast.domain.errors import DeployFailed, SoloError
 from solo_fast.runtime.bounds import Bounds
 from solo_fast.runtime.external import Program
-from solo_fast.runtime.frames import METHODS_MAX, NAME_BYTES_MAX
+from solo_fast.runtime.frames import MESSAGE_MAX, METHODS_MAX, NAME_BYTES_MAX
 from solo_fast.runtime.spec import Spec
 
 DIAGNOSTICS_MAX = 10  # in an event
 DIAGNOSTICS_ANSWERED_MAX = 100
-TEXT_MAX = 4096  # characters of a message
+METHODS_TOLD_MAX = 100  # in an event
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,10 @@ class Description:
             raise ValueError(f"it has more than {METHODS_MAX} methods")
         return made
 
+    def methods_told(self) -> list[str]:
+        """What an event tells of its methods."""
+        return sorted(self.methods)[:METHODS_TOLD_MAX]
+
 
 def deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None) -> DeployFailed:
     """The error of a source that did not become a running service; always with a diagnostic.
@@ -94,10 +98,10 @@ def deploy_failed(message: str, diagnostics: list[dict[str, Any]] | None = None)
     """
     shown = diagnostics or [{"line": 0, "column": 0, "message": message, "text": ""}]
     cut = [
-        {name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in one.items()}
+        {name: value[:MESSAGE_MAX] if isinstance(value, str) else value for name, value in one.items()}
         for one in shown[:DIAGNOSTICS_ANSWERED_MAX]
     ]
-    return DeployFailed(message[:TEXT_MAX], details={"diagnostics": cut})
+    return DeployFailed(message[:MESSAGE_MAX], details={"diagnostics": cut})
 
 
 def told_of(error: SoloError) -> dict[str, Any]:

@@ -274,7 +274,7 @@ class Supervisor:
         deployed = {
             "version": spec.version.number,
             "kind": described.kind,
-            "methods": sorted(described.methods)[:100],
+            "methods": described.methods_told(),
             "source_sha256": spec.digest.hex(),
             "replaced": replaced,
             **service.examination.for_event(),

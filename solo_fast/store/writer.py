@@ -364,7 +364,8 @@ class Writer(threading.Thread):
             try:
                 due = self._retention.due(self._connection, self.last_id, by_age=by_age)
                 if due is None:
-                    self._prune_at = later if by_age else self._prune_at
+                    if by_age:
+                        self._prune_at = later
                     return
                 event, prune = due
                 step = Commit((event,), None, (prune,))

@@ -35,8 +35,6 @@ from solo_fast.store.eventstore import EventStore
 DRAIN_SECONDS_MIN = 1.0
 """What an old version gets at least to finish what it has begun; more where its shutdown_timeout_ms is longer."""
 
-METHODS_MAX = 100
-
 
 class Floor(Protocol):
     """What swaps need of the supervisor."""
@@ -294,7 +292,7 @@ class Swaps:
             "pause_ms": outcome.pause_ms,
             "state_bytes": len(outcome.state),
             "kind": described.kind,
-            "methods": sorted(described.methods)[:METHODS_MAX],
+            "methods": described.methods_told(),
             "pid": outcome.process.pid,
             **outcome.examination.for_event(),
         }
